@@ -1,0 +1,16 @@
+"""The `watchpost` command: one sub-command a concern, each in a module of its own."""
+
+import typer
+
+app = typer.Typer(
+    name="watchpost",
+    help="Prepare, prove and look after a Watchpost appliance.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,  # locals may hold secrets
+)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
