@@ -2,6 +2,8 @@
 
 import typer
 
+from watchpost import secrets
+
 app = typer.Typer(
     name="watchpost",
     help="Prepare, prove and look after a Watchpost appliance.",
@@ -9,6 +11,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,  # locals may hold secrets
 )
+
+app.add_typer(secrets.app, name="secrets")
 
 
 def main() -> None:

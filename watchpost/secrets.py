@@ -1,0 +1,219 @@
+"""A deployment's secrets: made once, kept in an Ansible-Vault file on the controller, rotated by number.
+
+The file is `$XDG_STATE_HOME/watchpost/<deployment>/secrets.yml` and holds `{name: {generation, value}}`. The vault's
+password is read from `$ANSIBLE_VAULT_PASSWORD_FILE`, or else from a file that is generated beside the user's other
+configuration, so `ansible-vault view` opens the secrets as well.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from secrets import token_urlsafe
+from typing import TYPE_CHECKING, Annotated, TypedDict
+
+import typer
+import yaml
+
+if TYPE_CHECKING:
+    from ansible.parsing.vault import VaultLib  # type: ignore[import-untyped]  # Ansible ships no types
+
+_SECRET_BYTES = 32  # of randomness; 43 characters as text
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class SecretsError(Exception):
+    """Something the person must put right; the message names it."""
+
+
+class Entry(TypedDict):
+    """One stored secret."""
+
+    generation: int
+    value: str
+
+
+def state_dir(deployment: str) -> Path:
+    """Return the directory in which the controller keeps what belongs to one deployment.
+
+    Raises SecretsError for a name that is not one plain path component.
+    """
+    if not _NAME.fullmatch(deployment):
+        raise SecretsError(f"deployment name {deployment!r}: use letters, digits, '.', '_' and '-' only")
+    return _xdg("XDG_STATE_HOME", ".local/state") / deployment
+
+
+def _xdg(variable: str, default: str) -> Path:
+    return Path(os.environ.get(variable) or Path.home() / default) / "watchpost"
+
+
+class SecretStore:
+    """The encrypted file of one deployment."""
+
+    def __init__(self, deployment: str) -> None:
+        """Refer to a deployment's file; nothing is read or made yet."""
+        self.path = state_dir(deployment) / "secrets.yml"
+
+    def ensure(self, generations: Mapping[str, int]) -> tuple[dict[str, str], list[str]]:
+        """Return the value of each named secret, and the names of those made anew just now.
+
+        A secret is made when it is missing or when its stored generation differs from the wanted one. Others in the
+        file are left alone. Only one process at a time may do this; a reader sees the old file or the new one.
+        """
+        for name in generations:
+            if not _NAME.fullmatch(name):
+                raise SecretsError(f"secret name {name!r}: use letters, digits, '.', '_' and '-' only")
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _locked(self.path.with_suffix(".lock")):
+            entries = self.read()
+            made = [n for n, wanted in generations.items() if n not in entries or entries[n]["generation"] != wanted]
+            for name in made:
+                entries[name] = {"generation": generations[name], "value": token_urlsafe(_SECRET_BYTES)}
+            if made:
+                text = yaml.safe_dump(entries, sort_keys=True)
+                _write_private(self.path, self._vault().encrypt(text.encode()))
+        return {name: entries[name]["value"] for name in generations}, made
+
+    def read(self) -> dict[str, Entry]:
+        """Return every stored secret; none when nothing was ever stored."""
+        try:
+            sealed = self.path.read_bytes()
+        except FileNotFoundError:
+            return {}
+        from ansible.errors import AnsibleError  # type: ignore[import-untyped]  # Ansible ships no types
+
+        try:
+            content = yaml.safe_load(self._vault().decrypt(sealed))
+        except AnsibleError as error:
+            raise SecretsError(
+                f"{self.path} does not open with the vault password in {_password_file()}: "
+                "point ANSIBLE_VAULT_PASSWORD_FILE at the one it was made with"
+            ) from error
+        if not isinstance(content, dict):
+            raise SecretsError(f"{self.path} opens, but does not hold a mapping of secrets")
+        return content
+
+    def _vault(self) -> VaultLib:
+        # Ansible takes a quarter of a second to import: only when something is opened or sealed.
+        from ansible.parsing.vault import VaultLib, VaultSecret
+
+        return VaultLib([("default", VaultSecret(self._password()))])
+
+    def _password(self) -> bytes:
+        file = _password_file()
+        if not file.exists():
+            if self.path.exists() or "ANSIBLE_VAULT_PASSWORD_FILE" in os.environ:
+                raise SecretsError(f"the vault password file {file} is missing: put it back to open {self.path}")
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with _locked(file.with_suffix(".lock")):
+                if not file.exists():
+                    _write_private(file, f"{token_urlsafe(_SECRET_BYTES)}\n".encode())
+        if os.access(file, os.X_OK):  # as Ansible does: an executable is a script that prints the password
+            answer = subprocess.run([str(file)], stdout=subprocess.PIPE, check=False)
+            if answer.returncode:
+                raise SecretsError(f"the vault password script {file} exited with {answer.returncode}")
+            password = answer.stdout.strip()
+        else:
+            password = file.read_bytes().strip()
+        if not password:
+            raise SecretsError(f"the vault password file {file} is empty")
+        return password
+
+
+def _password_file() -> Path:
+    named = os.environ.get("ANSIBLE_VAULT_PASSWORD_FILE")
+    return Path(named).expanduser() if named else _xdg("XDG_CONFIG_HOME", ".config") / "vault-password"
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    """Replace a file in one step; nobody but its owner can read it at any moment (mkstemp makes it 0600)."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _generations(text: str) -> dict[str, int]:
+    try:
+        given = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise SecretsError(f"--generations is not JSON: {error}") from error
+    if not isinstance(given, dict) or not all(type(n) is int and n > 0 for n in given.values()):
+        raise SecretsError('--generations must map names to whole numbers from 1 on, like {"otlp_ingest_token": 1}')
+    return given
+
+
+def _only_deployment() -> str:
+    known = sorted(p.parent.name for p in _xdg("XDG_STATE_HOME", ".local/state").glob("*/secrets.yml"))
+    if len(known) != 1:
+        raise SecretsError(f"say which with --deployment: {', '.join(known) or 'none has secrets yet'}")
+    return known[0]
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except (SecretsError, OSError) as error:
+        sys.stderr.write(f"watchpost secrets: {error}\n")
+        raise typer.Exit(1) from error
+
+
+app = typer.Typer(help="Make, rotate and show the secrets of a deployment.", no_args_is_help=True)
+
+
+@app.command()
+def ensure(
+    deployment: Annotated[str, typer.Option(help="The installation they belong to.")],
+    generations: Annotated[str, typer.Option(help="JSON: name to generation; a changed number rotates.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print {name: value}: for Ansible, which hides it.")] = False,
+) -> None:
+    """Make the secrets that are missing or whose generation number changed."""
+    with _told():
+        store = SecretStore(deployment)
+        wanted = _generations(generations)
+        values, made = store.ensure(wanted)
+    for name in made:
+        sys.stderr.write(f"Made {name} (generation {wanted[name]}).\n")
+    if as_json:
+        sys.stdout.write(json.dumps(values) + "\n")
+    else:
+        sys.stdout.write(f"{len(values)} secrets, {len(made)} of them new, in {store.path}\n")
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="For example grafana_admin_password.")],
+    deployment: Annotated[str, typer.Option(help="Need not be given while there is only one.")] = "",
+) -> None:
+    """Print one secret, for the person who runs the deployment."""
+    with _told():
+        deployment = deployment or _only_deployment()
+        entries = SecretStore(deployment).read()
+        if name not in entries:
+            raise SecretsError(f"{deployment} has no secret {name!r}; it has: {', '.join(sorted(entries)) or 'none'}")
+        sys.stdout.write(entries[name]["value"] + "\n")
