@@ -2,7 +2,7 @@
 
 import typer
 
-from watchpost import secrets
+from watchpost import packages, secrets, testhost
 
 app = typer.Typer(
     name="watchpost",
@@ -13,6 +13,8 @@ app = typer.Typer(
 )
 
 app.add_typer(secrets.app, name="secrets")
+app.add_typer(testhost.app, name="testhost")
+app.command("packages")(packages.command)
 
 
 def main() -> None:
