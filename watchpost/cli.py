@@ -2,7 +2,7 @@
 
 import typer
 
-from watchpost import packages, secrets, testhost
+from watchpost import packages, secrets, testhost, verify
 
 app = typer.Typer(
     name="watchpost",
@@ -15,6 +15,7 @@ app = typer.Typer(
 app.add_typer(secrets.app, name="secrets")
 app.add_typer(testhost.app, name="testhost")
 app.command("packages")(packages.command)
+app.command("verify")(verify.verify)
 
 
 def main() -> None:

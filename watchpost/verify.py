@@ -1,0 +1,526 @@
+"""`watchpost verify`: prove that every signal of one request can be found again, through Grafana, with a login.
+
+What is proven is a list of `Link`s. Each is a function that returns its evidence or raises `Missing`; `follow` runs
+them all, waits for those that take time to become visible, and leaves out those whose ground is missing, so that the
+report names what is broken and not everything behind it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import httpx
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from watchpost import verify_target
+from watchpost.verify_grafana import LOKI, PROMETHEUS, TEMPO, AskError, Grafana, Span
+from watchpost.verify_requests import Ledger, Sent, exercise
+from watchpost.verify_target import TargetError
+
+SERVICE = "taskboard"
+USER = "admin"
+POLL = 0.5  # seconds between two looks at what is not visible yet
+
+#: Whom to ask when an engine does not answer, or its signal does not arrive.
+_UNITS = {
+    "grafana": "watchpost-grafana",
+    TEMPO: "watchpost-tempo",
+    LOKI: "watchpost-loki",
+    PROMETHEUS: "watchpost-prometheus",
+}
+_DOCUMENT = "docs/verify.md"
+
+
+class Missing(Exception):
+    """A link is not there; the message says what was seen instead."""
+
+    def __init__(self, why: str, units: Sequence[str] = ()) -> None:
+        """Name the units to look at when they are others than the link's own."""
+        super().__init__(why)
+        self.units = units
+
+
+class Unasked(Exception):
+    """There is nothing to look for, so a link can be neither found nor missing."""
+
+
+class State(StrEnum):
+    """How the search for a link ended."""
+
+    FOUND = "found"
+    MISSING = "missing"
+    UNASKED = "not asked"  # its ground is missing
+
+
+@dataclass
+class Run:
+    """What the links of one verification share: the clients, and what earlier links have learnt for later ones."""
+
+    client: httpx.Client
+    grafana: Grafana
+    password: str
+    count: int
+    now: Callable[[], float] = time.time
+    started: float = 0.0
+    ledger: Ledger | None = None
+    counted_before: dict[Series, float] | None = None
+    served: dict[str, Span] = field(default_factory=dict)  # trace id → the server's span
+    spans: dict[str, set[str]] = field(default_factory=dict)  # trace id → ids of all its spans
+    counted: dict[Endpoint, float] = field(default_factory=dict)
+
+    @property
+    def reached(self) -> list[Sent]:
+        """The requests whose telemetry must be found. Raises Unasked when there are none."""
+        reached = self.ledger.reached if self.ledger else []
+        if not reached:
+            raise Unasked("no request reached the application")
+        return reached
+
+
+#: A time series by its labels, and what it counts: HTTP method, route and status.
+Series = frozenset[tuple[str, str]]
+Endpoint = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class Link:
+    """One thing to be proven."""
+
+    name: str
+    sought: str
+    find: Callable[[Run], str]
+    units: tuple[str, ...]  # whose journals to read when it is missing
+    needs: tuple[str, ...] = ()  # links without which there is nothing to ask
+    waits: bool = False  # telemetry travels for a while: look until the deadline
+
+    def hint(self, units: Sequence[str]) -> str:
+        """Say what to look at next."""
+        journals = "; ".join(f"journalctl -u {unit} -n 50" for unit in units or self.units)
+        return f"on the host: {journals}. Then {_DOCUMENT}#{self.name.replace(' ', '-')}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a link's search ended; seconds count from the last request until it was visible."""
+
+    link: str
+    sought: str
+    state: State
+    evidence: str
+    seconds: float | None = None
+    hint: str = ""
+
+
+# --- the links ---
+
+
+def gateway(run: Run) -> str:
+    """The front door answers over verified TLS."""
+    with run.client.stream("GET", "/healthz") as answer:
+        connection = answer.extensions.get("network_stream")
+        tls = connection.get_extra_info("ssl_object") if connection else None
+        if answer.status_code != 200:
+            raise Missing(f"/healthz answers HTTP {answer.status_code}")
+    if tls is None:
+        return "HTTP 200"
+    return f"{tls.version()}, certificate valid until {tls.getpeercert()['notAfter']}"
+
+
+def application(run: Run) -> str:
+    """The task manager says which version of it runs."""
+    answer = run.client.get("/version")
+    if answer.status_code != 200:
+        raise Missing(f"/version answers HTTP {answer.status_code}")
+    version = answer.json()
+    return f"{version['name']} {version['version']}"
+
+
+def grafana_health(run: Run) -> str:
+    """Grafana answers and reaches its database."""
+    health = run.grafana.health()
+    if health.get("database") != "ok":
+        raise Missing(f"Grafana's database is {health.get('database', 'unknown')!r}")
+    return f"Grafana {health.get('version', '')}, database ok".replace(" ,", ",")
+
+
+def anonymous(run: Run) -> str:
+    """Whoever has not logged in sees nothing."""
+    open_paths = run.grafana.open_to_anyone()
+    if open_paths:
+        raise Missing(f"answered without a login: {', '.join(open_paths)}")
+    return "refused"
+
+
+def login(run: Run) -> str:
+    """The generated password opens a session."""
+    run.grafana.login(USER, run.password)
+    return f"as {USER}"
+
+
+def requests(run: Run) -> str:
+    """Every request is answered as it should be, and no task is left behind."""
+    run.started = run.now()
+    try:
+        run.counted_before = server_counts(run)
+    except AskError:
+        run.counted_before = None  # the link `metrics` will tell
+    run.ledger, left = exercise(run.client, run.count)
+    wrong = [sent for sent in run.ledger.sent if sent.status != sent.expected]
+    if wrong:
+        first = wrong[0]
+        got = f"HTTP {first.status}" if first.status else "no answer"
+        raise Missing(
+            f"{len(wrong)} of {len(run.ledger.sent)} answered wrongly, first {first}: "
+            f"{got} instead of {first.expected} {first.error}".rstrip()
+        )
+    if left:
+        raise Missing(f"tasks left behind: {left}")
+    return f"{len(run.ledger.sent)} answered as expected, one of them a refusal"
+
+
+def traces(run: Run) -> str:
+    """Each request's trace holds the server's span below ours, and the SQL spans below that."""
+    reached = run.reached
+    for sent in reached:
+        if sent.trace_id not in run.served:
+            spans = run.grafana.trace(sent.trace_id)
+            run.served[sent.trace_id] = judge_trace(sent, spans)
+            run.spans[sent.trace_id] = {span.span_id for span in spans}
+    return f"{len(reached)} traces, {sum(len(ids) for ids in run.spans.values())} spans"
+
+
+def judge_trace(sent: Sent, spans: Sequence[Span]) -> Span:
+    """Return the server's span of a request's trace; raise Missing when the trace is not the tree that it must be."""
+    if not spans:
+        raise Missing(f"no trace of {sent}")
+    server = [span for span in spans if span.kind == "SERVER" and span.parent_id == sent.span_id]
+    if len(server) != 1:
+        seen = ", ".join(f"{span.name} ({span.kind})" for span in spans)
+        raise Missing(f"{len(server)} server spans below our own in {sent}; its spans: {seen}")
+    if server[0].service != SERVICE:
+        raise Missing(f"the server span of {sent} is of service {server[0].service!r}, not {SERVICE!r}")
+    status = server[0].attributes.get("http.response.status_code", server[0].attributes.get("http.status_code"))
+    if str(status) != str(sent.status):
+        raise Missing(f"the server span of {sent} says HTTP {status}, the answer was {sent.status}")
+    sql = [span for span in spans if span.kind == "CLIENT" and _SQL_ATTRIBUTES & span.attributes.keys()]
+    if sent.reads_database and not sql:
+        raise Missing(f"no SQL span in {sent}")
+    by_id = {span.span_id: span for span in spans}
+    for span in sql:
+        if not _is_below(span, server[0], by_id):
+            raise Missing(f"the SQL span {span.name!r} of {sent} is not below the server's span")
+    return server[0]
+
+
+_SQL_ATTRIBUTES = {"db.system", "db.system.name"}
+
+
+def _is_below(span: Span, ancestor: Span, by_id: dict[str, Span]) -> bool:
+    for _ in by_id:  # at most as many steps as there are spans, even when a broken trace is a ring
+        if span.parent_id == ancestor.span_id:
+            return True
+        if span.parent_id not in by_id:
+            return False
+        span = by_id[span.parent_id]
+    return False
+
+
+def logs(run: Run) -> str:
+    """The application's log lines arrive, whatever they say."""
+    run.reached  # noqa: B018  # nothing to look for when no request was answered
+    lines = run.grafana.logs(f'{{service_name="{SERVICE}"}}', run.started, run.now() + 1)
+    if not lines:
+        raise Missing(f"no log line of {SERVICE} since the first request")
+    environment = next((v for k, v in lines[0].labels.items() if k.startswith("deployment_environment")), None)
+    if environment is None:
+        raise Missing(f"the log lines lack the label deployment_environment_name; they have {sorted(lines[0].labels)}")
+    return f"{len(lines)} lines of {SERVICE} in {environment}"
+
+
+def trace_to_logs(run: Run) -> str:
+    """Each request has a log line with its trace id, written within one of its spans."""
+    wanted = {sent.trace_id: sent for sent in run.reached}
+    query = f'{{service_name="{SERVICE}"}} | trace_id=~"{"|".join(wanted)}"'
+    found = {
+        line.labels.get("trace_id")
+        for line in run.grafana.logs(query, run.started, run.now() + 1)
+        if line.labels.get("span_id") in run.spans[line.labels["trace_id"]]
+    }
+    without = [sent for trace_id, sent in wanted.items() if trace_id not in found]
+    if without:
+        raise Missing(f"{len(without)} of {len(wanted)} requests have no log line in their trace, first {without[0]}")
+    return f"{len(found)} of {len(wanted)} requests have their log line"
+
+
+def metrics(run: Run) -> str:
+    """The counts of the requests' method and status rose by as many as were made."""
+    made = Counter((sent.method, str(sent.status)) for sent in run.reached)
+    if run.counted_before is None:
+        server_counts(run)  # raises again, while it still does not answer
+        raise Missing("the counts before the requests are unknown: run this once more", (_UNITS[PROMETHEUS],))
+    run.counted = risen(run.counted_before, server_counts(run))
+    counted: Counter[tuple[str, str]] = Counter()
+    for (method, _, status), rise in run.counted.items():
+        counted[method, status] += round(rise)
+    for (method, status), wanted in made.items():
+        if counted[method, status] < wanted:
+            raise Missing(f"{counted[method, status]} of {wanted} {method} requests with status {status} are counted")
+    others = sum(counted.values()) - sum(made.values())
+    return f"{sum(made.values())} requests made, {sum(counted.values())} counted" + (
+        f" ({others} of them by others)" if others else ""
+    )
+
+
+def trace_to_metrics(run: Run) -> str:
+    """What the server's spans say of route and status is what the metric counts."""
+    wanted = Counter(
+        (sent.method, str(run.served[sent.trace_id].attributes.get("http.route", "")), str(sent.status))
+        for sent in run.reached
+    )
+    for endpoint, made in wanted.items():
+        if round(run.counted.get(endpoint, 0)) < made:
+            counted = round(run.counted.get(endpoint, 0))
+            raise Missing(f"{counted} of {made} are counted as {' '.join(endpoint)}, which their spans say they are")
+    return f"{len(wanted)} combinations of method, route and status agree"
+
+
+_COUNT = "http_server_request_duration_seconds_count"
+_LABELS = ("http_request_method", "http_route", "http_response_status_code")
+
+
+def server_counts(run: Run) -> dict[Series, float]:
+    """Return how often each worker has answered each route of the tasks, from `http.server.request.duration`.
+
+    A worker that has just gone is still counted: its series ends, its requests were real.
+    """
+    query = f'last_over_time({_COUNT}{{job=~"(.+/)?{SERVICE}",http_route=~"/api/tasks.*"}}[5m])'
+    return {frozenset(labels.items()): value for labels, value in run.grafana.instant(query, run.now())}
+
+
+def risen(before: dict[Series, float], after: dict[Series, float]) -> dict[Endpoint, float]:
+    """Return by how much the counts rose, by method, route and status, over all workers.
+
+    Exact, unlike PromQL's `increase()`, which extrapolates and does not see the first value of a new series. A count
+    that fell has begun anew at zero.
+    """
+    rise: dict[Endpoint, float] = {}
+    for series, value in after.items():
+        labels = dict(series)
+        method, route, status = (labels.get(name, "") for name in _LABELS)
+        known = before.get(series, 0.0)
+        rise[method, route, status] = rise.get((method, route, status), 0.0) + (
+            value - known if value >= known else value
+        )
+    return {endpoint: value for endpoint, value in rise.items() if value}
+
+
+_APPLICATION, _COLLECTOR, _GRAFANA = "watchpost-taskboard", "watchpost-otel-collector", "watchpost-grafana"
+
+LINKS = (
+    Link("gateway", "an answer over TLS that this machine trusts", gateway, ("watchpost-gateway",)),
+    Link("application", "the version that answers", application, (_APPLICATION,), ("gateway",)),
+    Link("grafana", "Grafana and its database", grafana_health, (_GRAFANA,), ("gateway",)),
+    Link("anonymous access", "a refusal without a login", anonymous, (_GRAFANA,), ("grafana",)),
+    Link("login", "a session with the generated password", login, (_GRAFANA,), ("grafana",)),
+    Link("requests", "tasks created, listed, edited, completed, deleted", requests, (_APPLICATION,), ("application",)),
+    Link(
+        "traces",
+        "each request's server span below our own, SQL spans below it",
+        traces,
+        (_COLLECTOR, _UNITS[TEMPO], _APPLICATION),
+        ("application", "login"),
+        waits=True,
+    ),
+    Link(
+        "logs",
+        "the application's log lines since the first request",
+        logs,
+        (_COLLECTOR, _UNITS[LOKI], _APPLICATION),
+        ("application", "login"),
+        waits=True,
+    ),
+    Link(
+        "metrics",
+        "http.server.request.duration counts each request",
+        metrics,
+        (_COLLECTOR, _UNITS[PROMETHEUS], _APPLICATION),
+        ("application", "login"),
+        waits=True,
+    ),
+    Link(
+        "trace to logs",
+        "each request's log line, by its trace id",
+        trace_to_logs,
+        (_COLLECTOR, _UNITS[LOKI], _APPLICATION),
+        ("traces", "logs"),
+        waits=True,
+    ),
+    Link(
+        "trace to metrics",
+        "the counts of the route and status that the spans tell",
+        trace_to_metrics,
+        (_APPLICATION, _COLLECTOR),
+        ("traces", "metrics"),
+        waits=True,
+    ),
+)
+
+
+# --- following them ---
+
+
+def follow(
+    links: Sequence[Link],
+    run: Run,
+    timeout: float,
+    tell: Callable[[Result], None] = lambda _: None,
+    clock: Callable[[], float] = time.monotonic,
+    pause: Callable[[float], None] = time.sleep,
+) -> list[Result]:
+    """Search every link and return the results in their order.
+
+    All that wait share one deadline, `timeout` seconds after the last request, and are looked at in turn, so that each
+    one's time is its own. A link whose ground is missing is not asked.
+    """
+    results: dict[str, Result] = {}
+    began = clock()
+    while True:
+        for link in links:
+            if link.name in results:
+                continue
+            ground = [results.get(name) for name in link.needs]
+            lost = [result.link for result in ground if result and result.state is not State.FOUND]
+            if not lost and None in ground:
+                continue  # still being waited for
+            last_look = not link.waits or clock() >= began + timeout
+            result = _look(link, run, lost, clock, began)
+            if result.state is State.MISSING and not last_look:
+                continue
+            results[link.name] = result
+            tell(result)
+            if not link.waits:
+                began = clock()
+        if len(results) == len(links):
+            return [results[link.name] for link in links]
+        pause(POLL)
+
+
+def _look(link: Link, run: Run, lost: Sequence[str], clock: Callable[[], float], began: float) -> Result:
+    """Look for one link, once."""
+    if lost:
+        return Result(link.name, link.sought, State.UNASKED, f"needs: {', '.join(lost)}")
+    units: Sequence[str] = ()
+    try:
+        evidence = link.find(run)
+    except Unasked as unasked:
+        return Result(link.name, link.sought, State.UNASKED, str(unasked))
+    except Missing as missing:
+        why, units = str(missing), missing.units
+    except AskError as error:
+        why, units = str(error), (_UNITS[error.engine],)
+    except httpx.HTTPError as error:
+        why = f"{type(error).__name__}: {error}"
+    except (ValueError, KeyError, TypeError) as error:
+        why = f"an answer that cannot be read: {type(error).__name__}: {error}"
+    else:
+        return Result(link.name, link.sought, State.FOUND, evidence, clock() - began if link.waits else None)
+    return Result(link.name, link.sought, State.MISSING, why, hint=link.hint(units))
+
+
+# --- the command ---
+
+
+def verify(
+    inventory: Annotated[str, typer.Option(help="Inventory of the appliance; default: the one of ansible.cfg.")] = "",
+    url: Annotated[str, typer.Option(help="The gateway, like https://HOST; default: from the inventory.")] = "",
+    ca: Annotated[Path | None, typer.Option(help="A CA certificate to trust; default: the deployment's own.")] = None,
+    deployment: Annotated[str, typer.Option(help="Whose password and CA to use; default: the inventory's.")] = "",
+    password_file: Annotated[
+        Path | None, typer.Option(help="Grafana's admin password; default: the stored one.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds in which telemetry must become visible.")] = 60,
+    count: Annotated[int, typer.Option(min=1, max=100, help="Tasks to create; each makes four requests.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Prove that the appliance works: make requests, and find each one's trace, log line and count through Grafana.
+
+    Leaves nothing behind. Exit code: 0 everything found, 1 a link is missing (it is named, and what to look at next),
+    2 wrong usage, or the appliance cannot be reached.
+    """
+    console = Console(stderr=True, highlight=False)
+    try:
+        target = verify_target.find(inventory, url, ca, deployment, password_file)
+        with httpx.Client(base_url=target.url, verify=target.trust(), timeout=10, trust_env=False) as client:
+            _reach(client, target)
+            run = Run(client, Grafana(client), target.password, count)
+            results = _follow_visibly(run, timeout, console)
+    except TargetError as error:
+        console.print(f"watchpost verify: {error}", markup=False, soft_wrap=True)
+        raise typer.Exit(2) from error
+    missing = [result for result in results if result.state is State.MISSING]
+    if as_json:
+        report = {"url": target.url, "ok": not missing, "missing": [result.link for result in missing]}
+        sys.stdout.write(json.dumps(report | {"links": [asdict(result) for result in results]}, indent=2) + "\n")
+    else:
+        _print(results, target.url)
+    if missing:
+        raise typer.Exit(1)
+
+
+def _reach(client: httpx.Client, target: verify_target.Target) -> None:
+    """Raise TargetError unless somebody answers at the address, with a certificate that is trusted."""
+    try:
+        client.get("/healthz")
+    except httpx.TransportError as error:
+        trusted = f"the system's authorities and {target.ca}" if target.ca else "the system's authorities only"
+        raise TargetError(f"{target.url} cannot be reached: {error} (trusted: {trusted})") from error
+
+
+def _follow_visibly(run: Run, timeout: float, console: Console) -> list[Result]:
+    """Follow the links and show on stderr how far it is: a moving line on a terminal, a line a link elsewhere."""
+    done: list[str] = []
+    with console.status("Looking for: gateway") as status:
+
+        def tell(result: Result) -> None:
+            done.append(result.link)
+            waiting = [link.name for link in LINKS if link.name not in done]
+            status.update(f"Looking for: {', '.join(waiting)}")
+            if not console.is_terminal:
+                console.print(f"{result.link}: {result.state}, {result.evidence}", markup=False, soft_wrap=True)
+
+        return follow(LINKS, run, timeout, tell)
+
+
+_COLOURS = {State.FOUND: "green", State.MISSING: "bold red", State.UNASKED: "yellow"}
+
+
+def _print(results: Iterable[Result], url: str) -> None:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 140  # a log has no width of its own
+    table = Table("Link", "Looked for", "", "Evidence", "Visible after", title=url)
+    missing = []
+    for result in results:
+        seconds = "" if result.seconds is None else f"{result.seconds:.1f} s"
+        colour = _COLOURS[result.state]
+        table.add_row(result.link, result.sought, f"[{colour}]{result.state}[/]", _plain(result.evidence), seconds)
+        if result.state is State.MISSING:
+            missing.append(result)
+    console.print(table)
+    for result in missing:
+        console.print(f"Missing: {result.link}. {result.evidence}", markup=False, soft_wrap=True)
+        console.print(f"  Look at: {result.hint}", markup=False, soft_wrap=True)
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", "\\[")  # square brackets are Rich's markup

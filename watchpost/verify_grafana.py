@@ -1,0 +1,185 @@
+"""What Grafana knows, asked as its own pages ask: with a login, through its query API and its data-source proxy.
+
+Everything used here answers alike in Grafana 10 and later: `/api/ds/query` for Prometheus and Loki, and the proxy for
+Tempo, whose own JSON is OTLP.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+#: Stable uids, as provisioned by the grafana role.
+PROMETHEUS, LOKI, TEMPO = "prometheus", "loki", "tempo"
+
+
+class AskError(Exception):
+    """Grafana, or the engine behind it, did not answer a question."""
+
+    def __init__(self, engine: str, why: str) -> None:
+        """Name who did not answer: a data source's uid, or `grafana`."""
+        super().__init__(f"{engine} does not answer through Grafana: {why}")
+        self.engine = engine
+
+
+@dataclass(frozen=True)
+class Span:
+    """One span of a stored trace. Ids are lower-case hex; attributes are flat; kind is like `SERVER`."""
+
+    span_id: str
+    parent_id: str
+    name: str
+    kind: str
+    service: str
+    attributes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """One stored log record; labels hold its stream's labels and its structured metadata together."""
+
+    body: str
+    labels: dict[str, str]
+
+
+@dataclass
+class Grafana:
+    """A client of one Grafana, given an HTTP client whose base URL is the gateway's."""
+
+    client: httpx.Client
+    base: str = "/grafana"
+
+    def health(self) -> dict[str, Any]:
+        """Return what Grafana says of itself (`database`, `version`); needs no login."""
+        return self._object("grafana", self.client.get(f"{self.base}/api/health"))
+
+    def open_to_anyone(self) -> list[str]:
+        """Return the paths that answer a caller who has no login; there must be none."""
+        asked = {
+            "/api/datasources": self.client.get(f"{self.base}/api/datasources"),
+            "/api/search": self.client.get(f"{self.base}/api/search"),
+            "/api/ds/query": self.client.post(f"{self.base}/api/ds/query", json={"queries": []}),
+        }
+        return [path for path, answer in asked.items() if answer.status_code not in (401, 403)]
+
+    def login(self, user: str, password: str) -> None:
+        """Open a session; the cookie stays in the HTTP client."""
+        answer = self.client.post(f"{self.base}/login", json={"user": user, "password": password})
+        self._object("grafana", answer)
+
+    def trace(self, trace_id: str) -> list[Span]:
+        """Return the spans that Tempo holds of a trace; none when it does not know it."""
+        answer = self.client.get(
+            f"{self.base}/api/datasources/proxy/uid/{TEMPO}/api/traces/{trace_id}",
+            headers={"Accept": "application/json"},
+        )
+        if answer.status_code == 404 and "trace not found" in answer.text.lower():
+            return []
+        return list(spans_of(self._object(TEMPO, answer)))
+
+    def logs(self, logql: str, start: float, end: float, limit: int = 5000) -> list[LogLine]:
+        """Return the log lines that a LogQL query finds between two times (Unix seconds)."""
+        query = {"expr": logql, "queryType": "range", "maxLines": limit, "direction": "backward"}
+        return [line for frame in self._query(LOKI, query, start, end) for line in lines_of(frame)]
+
+    def instant(self, promql: str, at: float) -> list[tuple[dict[str, str], float]]:
+        """Return labels and value of each series of a PromQL query at one moment (Unix seconds)."""
+        query = {"expr": promql, "instant": True, "range": False, "format": "time_series"}
+        return [series for frame in self._query(PROMETHEUS, query, at - 300, at) for series in series_of(frame)]
+
+    def _query(self, uid: str, query: dict[str, object], start: float, end: float) -> list[dict[str, Any]]:
+        query |= {"refId": "A", "datasource": {"uid": uid, "type": uid}, "intervalMs": 1000, "maxDataPoints": 100}
+        body = {"queries": [query], "from": str(int(start * 1000)), "to": str(int(end * 1000))}
+        content = self._object(uid, self.client.post(f"{self.base}/api/ds/query", json=body))
+        answer = content.get("results", {}).get("A", {})
+        if answer.get("error"):
+            raise AskError(uid, str(answer["error"]))
+        return list(answer.get("frames") or [])
+
+    @staticmethod
+    def _object(engine: str, answer: httpx.Response) -> dict[str, Any]:
+        try:
+            content = answer.json()
+        except ValueError:
+            content = None
+        if answer.status_code == 200 and isinstance(content, dict):
+            return content
+        raise AskError(engine, f"HTTP {answer.status_code}, {_reason(content, answer.text)}")
+
+
+def _reason(content: object, text: str) -> str:
+    """Return the shortest true reason in an error's answer."""
+    if isinstance(content, dict):
+        for result in content.get("results", {}).values():
+            if result.get("error"):
+                return str(result["error"])[:300]
+        if content.get("message"):
+            return str(content["message"])[:300]
+    return " ".join(text.split())[:200] or "no text"
+
+
+def spans_of(otlp: dict[str, Any]) -> Iterator[Span]:
+    """Read a trace in OTLP's JSON, as Tempo writes it (`batches`) or as the standard does (`resourceSpans`)."""
+    otlp = otlp.get("trace", otlp)
+    for resource in otlp.get("batches") or otlp.get("resourceSpans") or []:
+        service = str(_attributes(resource.get("resource", {})).get("service.name", ""))
+        for scope in resource.get("scopeSpans", []):
+            for span in scope.get("spans", []):
+                yield Span(
+                    span_id=_hex_id(span["spanId"]),
+                    parent_id=_hex_id(span.get("parentSpanId", "")),
+                    name=span.get("name", ""),
+                    kind=_KINDS.get(span.get("kind"), str(span.get("kind", "")).removeprefix("SPAN_KIND_")),
+                    service=service,
+                    attributes=_attributes(span),
+                )
+
+
+_KINDS = {1: "INTERNAL", 2: "SERVER", 3: "CLIENT", 4: "PRODUCER", 5: "CONSUMER"}
+
+
+def _attributes(owner: dict[str, Any]) -> dict[str, Any]:
+    return {item["key"]: _value(item.get("value", {})) for item in owner.get("attributes", [])}
+
+
+def _value(value: dict[str, Any]) -> object:
+    if "intValue" in value:
+        return int(value["intValue"])  # 64-bit numbers are text in OTLP's JSON
+    return next(iter(value.values()), None)
+
+
+def _hex_id(span_id: str) -> str:
+    """Return a span id as 16 hex digits; Tempo writes it in base64, the standard in hex."""
+    if len(span_id) in (0, 16):
+        return span_id.lower()
+    try:
+        return base64.b64decode(span_id, validate=True).hex()
+    except binascii.Error:
+        return span_id
+
+
+def lines_of(frame: dict[str, Any]) -> Iterator[LogLine]:
+    """Read the log lines of a data frame; the columns were renamed between Grafana's versions."""
+    columns = _columns(frame)
+    bodies = columns.get("Line") or columns.get("body") or []
+    for body, labels in zip(bodies, columns.get("labels") or [], strict=False):
+        found = json.loads(labels) if isinstance(labels, str) else labels
+        yield LogLine(str(body), {str(key): str(value) for key, value in found.items()})
+
+
+def series_of(frame: dict[str, Any]) -> Iterator[tuple[dict[str, str], float]]:
+    """Read the series of an instant query's data frame: the numeric column's labels, and its last value."""
+    for field, values in zip(frame["schema"]["fields"], frame["data"]["values"], strict=True):
+        if field["name"] != "Time" and values and values[-1] is not None:
+            yield dict(field.get("labels") or {}), float(values[-1])
+
+
+def _columns(frame: dict[str, Any]) -> dict[str, list[Any]]:
+    names = [field["name"] for field in frame["schema"]["fields"]]
+    return dict(zip(names, frame["data"]["values"], strict=True))

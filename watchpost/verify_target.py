@@ -1,0 +1,111 @@
+"""Where an appliance is, and how it is trusted: read from the inventory and the controller's own files."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+from watchpost import secrets
+
+PROJECT = Path(__file__).resolve().parent.parent
+PASSWORD = "grafana_admin_password"  # noqa: S105  # the secret's name, not its value
+
+
+class TargetError(Exception):
+    """The appliance cannot be found or reached; the message says which flag or file is wrong."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One appliance, as seen from outside."""
+
+    url: str
+    password: str
+    ca: Path | None  # trusted beside the system's own authorities
+
+    def trust(self) -> ssl.SSLContext:
+        """Return the TLS settings: always verified, by the system's authorities and the deployment's own."""
+        context = ssl.create_default_context()
+        if self.ca:
+            try:
+                context.load_verify_locations(self.ca)
+            except (OSError, ssl.SSLError) as error:
+                raise TargetError(f"{self.ca} is no readable CA certificate: {error}") from error
+        return context
+
+
+def find(
+    inventory: str = "", url: str = "", ca: Path | None = None, deployment: str = "", password_file: Path | None = None
+) -> Target:
+    """Fill in what was not given: URL and deployment from the inventory, the rest from the deployment's files.
+
+    Raises TargetError when something is missing, naming it.
+    """
+    if not url or not (deployment or (ca and password_file)):
+        found_url, found_deployment = _from_inventory(inventory)
+        url = url or found_url
+        deployment = deployment or found_deployment
+    if not url.startswith("https://"):
+        raise TargetError(f"--url {url}: must begin with https://, nothing here is served without TLS")
+    if ca is None and deployment:
+        fetched = _state(deployment) / "ca.crt"
+        ca = fetched if fetched.exists() else None  # a gateway with a public certificate needs none
+    return Target(url.rstrip("/"), _password(deployment, password_file), ca)
+
+
+def _state(deployment: str) -> Path:
+    try:
+        return secrets.state_dir(deployment)
+    except secrets.SecretsError as error:
+        raise TargetError(str(error)) from error
+
+
+def _password(deployment: str, file: Path | None) -> str:
+    if file:
+        try:
+            return file.read_text().strip()
+        except OSError as error:
+            raise TargetError(f"--password-file: {error}") from error
+    try:
+        entries = secrets.SecretStore(deployment).read()
+    except (secrets.SecretsError, OSError) as error:
+        raise TargetError(str(error)) from error
+    if PASSWORD not in entries:
+        raise TargetError(
+            f"deployment {deployment!r} has no {PASSWORD} on this machine: "
+            "run site.yml from here first, or give --deployment or --password-file"
+        )
+    return entries[PASSWORD]["value"]
+
+
+def _from_inventory(inventory: str) -> tuple[str, str]:
+    """Return the gateway's URL and the deployment's name, as Ansible itself resolves them."""
+    # Ansible takes a third of a second to import: only when an inventory is read.
+    from ansible import constants  # type: ignore[import-untyped]  # Ansible ships no types
+    from ansible.errors import AnsibleError  # type: ignore[import-untyped]
+    from ansible.inventory.manager import InventoryManager  # type: ignore[import-untyped]
+    from ansible.parsing.dataloader import DataLoader  # type: ignore[import-untyped]
+    from ansible.plugins.loader import init_plugin_loader  # type: ignore[import-untyped]
+    from ansible.template import Templar  # type: ignore[import-untyped]
+    from ansible.vars.manager import VariableManager  # type: ignore[import-untyped]
+
+    sources = [inventory] if inventory else constants.DEFAULT_HOST_LIST
+    if inventory and not Path(inventory).exists():
+        raise TargetError(f"--inventory {inventory}: no such file or directory")
+    try:
+        init_plugin_loader()
+        loader = DataLoader()
+        loader.set_basedir(str(PROJECT))  # group_vars/ lies beside the playbook
+        hosts = InventoryManager(loader, sources=sources)
+        gateways = hosts.get_hosts("gateway")
+        if not gateways:
+            raise TargetError(f"inventory {', '.join(sources)} has no host in the group gateway")
+        variables = VariableManager(loader, hosts).get_vars(host=gateways[0])
+        resolve = Templar(loader, variables=variables).template
+        name = str(resolve(variables["watchpost_public_name"]))
+        port = int(resolve(variables["watchpost_endpoints"])["gateway"]["https"]["port"])
+        deployment = str(resolve(variables["watchpost_deployment"]))
+    except (AnsibleError, KeyError) as error:
+        raise TargetError(f"inventory {', '.join(sources)}: {error}") from error
+    return f"https://{name}" + ("" if port == 443 else f":{port}"), deployment
