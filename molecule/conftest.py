@@ -1,0 +1,194 @@
+"""What the scenarios' tests share: the registry of endpoints and ways to ask the host.
+
+A scenario's tests get `host` from testinfra, and from here the fixtures `endpoints`, `components`, `ask`, `send`,
+`exposure`, `listening`, `journal` and `unit`. A test that takes `component`, or `component` and `endpoint`, runs once
+for each that the scenario's host has.
+"""
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+PROJECT = Path(__file__).resolve().parent.parent
+ENDPOINTS = yaml.safe_load((PROJECT / "group_vars/all/endpoints.yml").read_text())["watchpost_endpoints"]
+PKI = "/etc/watchpost/pki"
+
+
+def scenario_components():
+    """The components that the scenario's host runs: those of the registry among its platform's groups."""
+    molecule_file = os.environ.get("MOLECULE_FILE")
+    platforms = yaml.safe_load(Path(molecule_file).read_text())["platforms"] if molecule_file else []
+    groups = {group for platform in platforms for group in platform.get("groups", ())}
+    return [component for component in ENDPOINTS if component in groups]
+
+
+def unit_name(component):
+    return f"watchpost-{component.replace('_', '-')}.service"
+
+
+def pytest_generate_tests(metafunc):
+    """Run a test for each component, or for each endpoint of each, as its parameters ask."""
+    components = scenario_components()
+    if "endpoint" in metafunc.fixturenames:
+        wanted = getattr(metafunc.function, "auth", None)
+        pairs = [
+            (component, name)
+            for component in components
+            for name, endpoint in ENDPOINTS[component].items()
+            if wanted in (None, endpoint["auth"])
+        ]
+        metafunc.parametrize(("component", "endpoint"), pairs, ids="-".join)
+    elif "component" in metafunc.fixturenames:
+        metafunc.parametrize("component", components)
+
+
+def only_with(auth):
+    """Decorator: run a test of endpoints only for those whose callers prove themselves in this way."""
+
+    def mark(function):
+        function.auth = auth
+        return function
+
+    return mark
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back: an HTTP status with its body, or raw bytes, or an error."""
+
+    status: int | None = None
+    body: str = ""
+    error: str = ""
+
+    @property
+    def json(self):
+        return json.loads(self.body)
+
+
+# Runs on the host, which has Python and nothing else that speaks TLS. Its one argument is the question, as JSON.
+ASK = """
+import http.client, json, socket, ssl, sys
+q = json.loads(sys.argv[1])
+try:
+    context = None
+    if q["tls"]:
+        context = ssl.create_default_context(cafile=q["ca"])
+        if q["certificate"]:
+            context.load_cert_chain(q["certificate"], q["key"])
+        if q["alpn"]:
+            context.set_alpn_protocols([q["alpn"]])
+    if q["first_bytes"] is None:
+        kind = http.client.HTTPSConnection if context else http.client.HTTPConnection
+        connection = kind(q["address"], q["port"], timeout=q["timeout"], **({"context": context} if context else {}))
+        connection.request(q["method"], q["path"], q["body"], q["headers"])
+        answer = connection.getresponse()
+        print(json.dumps({"status": answer.status, "body": answer.read().decode(errors="replace")}))
+    else:
+        connection = socket.create_connection((q["address"], q["port"]), q["timeout"])
+        if context:
+            connection = context.wrap_socket(connection, server_hostname=q["address"])
+        connection.sendall(q["first_bytes"].encode("latin-1"))
+        print(json.dumps({"body": connection.recv(4096).decode("latin-1")}))
+except (OSError, http.client.HTTPException) as error:
+    print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
+"""
+
+# What a client of each kind says first: an HTTP request; HTTP/2's preface with an empty SETTINGS frame.
+FIRST_BYTES = {
+    "https": "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+    "grpcs": "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00",
+}
+
+
+def _question(component, endpoint, identity, tls, **more):
+    where = ENDPOINTS[component][endpoint]
+    folder = f"{PKI}/{identity}" if identity and not identity.startswith("/") else identity
+    return {
+        "address": "127.0.0.1",
+        "port": where["port"],
+        "tls": tls,
+        "ca": f"{PKI}/ca.crt",
+        "certificate": f"{folder}/tls.crt" if folder else None,
+        "key": f"{folder}/tls.key" if folder else None,
+        "alpn": "h2" if where["scheme"] == "grpcs" else None,
+        "first_bytes": None,
+        "timeout": 10,
+        **more,
+    }
+
+
+@pytest.fixture
+def endpoints():
+    """The registry of endpoints, as group_vars has it."""
+    return ENDPOINTS
+
+
+@pytest.fixture
+def components():
+    """The components that the scenario's host runs."""
+    return scenario_components()
+
+
+@pytest.fixture
+def ask(host):
+    """Send an HTTP request to an endpoint, on the host itself.
+
+    `identity` is a component of the PKI, a directory with tls.crt and tls.key, or None for no certificate.
+    """
+
+    def ask(component, endpoint, path="/", *, identity="operator", token=None, tls=True, method="GET", body=None, headers=None):  # fmt: skip
+        headers = {**(headers or {}), **({"Authorization": f"Bearer {token}"} if token else {})}
+        question = _question(component, endpoint, identity, tls, path=path, method=method, body=body, headers=headers)
+        return Answer(**json.loads(host.check_output("python3 -c %s %s", ASK, json.dumps(question))))
+
+    return ask
+
+
+@pytest.fixture
+def send(host):
+    """Say to an endpoint what its clients say first; the answer's body is the first bytes that came back."""
+
+    def send(component, endpoint, *, identity="operator", tls=True):
+        first = FIRST_BYTES[ENDPOINTS[component][endpoint]["scheme"]]
+        question = _question(component, endpoint, identity, tls, first_bytes=first, timeout=5)
+        return Answer(**json.loads(host.check_output("python3 -c %s %s", ASK, json.dumps(question))))
+
+    return send
+
+
+@pytest.fixture
+def unit(host):
+    """The systemd unit of a component, by its key in the registry."""
+    return lambda component: host.service(unit_name(component))
+
+
+@pytest.fixture
+def exposure(host):
+    """The figure that `systemd-analyze security` gives a unit: 0 is the tightest sandbox, 10 is none."""
+
+    def exposure(component):
+        report = host.check_output("systemd-analyze security --no-pager %s", unit_name(component))
+        return float(re.search(r"exposure level for \S+: ([\d.]+)", report).group(1))
+
+    return exposure
+
+
+@pytest.fixture
+def listening(host):
+    """The TCP ports on which the host listens: {port: {addresses}}."""
+    found = {}
+    for line in host.check_output("ss --listening --tcp --numeric --no-header").splitlines():
+        address, port = line.split()[3].rsplit(":", 1)
+        found.setdefault(int(port), set()).add(address.strip("[]").partition("%")[0])
+    return found
+
+
+@pytest.fixture
+def journal(host):
+    """What a component has written to the journal since the host booted."""
+    return lambda component: host.check_output("journalctl --boot --output=cat --unit=%s", unit_name(component))

@@ -1,0 +1,120 @@
+"""What is demanded of every component. Each test runs for all that the scenario's host runs."""
+
+import time
+
+import pytest
+from conftest import ENDPOINTS, only_with, scenario_components, unit_name
+
+LOOPBACK, ANY = {"127.0.0.1", "::1"}, {"0.0.0.0", "::", "*"}
+
+
+def wait_until(condition, seconds):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"still not so after {seconds} s"
+        time.sleep(0.3)  # between two questions
+
+
+def accepts(answer):
+    """Whether the other side took part in the conversation: it answered, and not with a refusal."""
+    return bool(answer.body) and not answer.body.startswith(("HTTP/1.1 40", "HTTP/1.0 40"))
+
+
+def test_unit_runs_and_starts_at_boot(component, unit):
+    assert unit(component).is_running
+    assert unit(component).is_enabled
+
+
+def test_sandbox_is_tight(component, exposure):
+    assert exposure(component) <= 2.5
+
+
+def test_unit_runs_as_its_own_user(component, host):
+    pid = host.check_output("systemctl show --property=MainPID --value %s", unit_name(component))
+    assert host.process.get(pid=int(pid)).user != "root"
+
+
+@pytest.mark.skipif(not scenario_components(), reason="the scenario's host runs no component")
+def test_ports_are_exactly_those_of_the_registry(listening, endpoints, components):
+    expected = {
+        endpoint["port"]: endpoint["bind"]
+        for component in (*components, "host")
+        for endpoint in endpoints[component].values()
+    }
+    found = {port: "loopback" if addresses <= LOOPBACK else "any" for port, addresses in listening.items()}
+    assert found == expected
+
+
+def test_plaintext_is_refused(component, endpoint, send):
+    answer = send(component, endpoint, tls=False)
+    # Nothing, a TLS alert, or a web server's "400: this port speaks HTTPS".
+    assert not answer.body or answer.body.startswith(("\x15", "HTTP/1.0 400", "HTTP/1.1 400"))
+
+
+@only_with("client_certificate")
+def test_client_with_a_certificate_is_heard(component, endpoint, send):
+    assert send(component, endpoint).body
+
+
+@only_with("client_certificate")
+def test_client_without_a_certificate_is_refused(component, endpoint, send):
+    assert not accepts(send(component, endpoint, identity=None))
+
+
+@pytest.fixture(scope="module")
+def stranger(host):
+    """A certificate that calls itself operator, of a CA that is not ours."""
+    folder = "/run/stranger"
+    host.check_output(
+        "mkdir -p %(f)s && openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1"
+        " -subj /CN=operator -keyout %(f)s/tls.key -out %(f)s/tls.crt" % {"f": folder}
+    )
+    return folder
+
+
+@only_with("client_certificate")
+def test_certificate_of_another_authority_is_refused(component, endpoint, send, stranger):
+    assert not accepts(send(component, endpoint, identity=stranger))
+
+
+@only_with("token")
+def test_client_without_the_token_is_refused(component, endpoint, ask):
+    for token in (None, "not-the-token"):
+        answer = ask(component, endpoint, "/v1/traces", identity=None, token=token, method="POST", body="{}",
+                     headers={"Content-Type": "application/json"})  # fmt: skip
+        assert answer.status == 401
+
+
+@only_with("login")
+def test_client_without_a_login_is_refused(component, endpoint, ask):
+    assert ask(component, endpoint, "/api/datasources", identity=None).status == 401
+
+
+def test_service_cannot_write_its_program_nor_any_configuration(component, host):
+    user = unit_name(component).removesuffix(".service")
+    writable = f"runuser -u {user} -- find /opt/watchpost /etc/watchpost -not -type l -writable 2>/dev/null"
+    assert host.run(writable).stdout == ""
+
+
+@pytest.fixture(scope="module")
+def secret_files(host):
+    """The files, for root alone, in which the host keeps the secrets of its services."""
+    return host.run("find /etc/watchpost/*/current/credentials/ -type f 2>/dev/null").stdout.split()
+
+
+def test_secrets_are_nowhere_but_in_roots_files(host, secret_files):
+    for secret in secret_files:
+        assert host.run(f"runuser -u nobody -- test -r {secret}").rc != 0
+        found = host.run(
+            f"{{ runuser -u nobody -- find / -xdev -type f -readable -print0 2>/dev/null | xargs -0 grep -lFf {secret};"
+            f" grep -lFf {secret} /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null;"
+            f" journalctl --boot --output=cat | grep -cFf {secret} | grep -v '^0$'; }} | sort -u"
+        ).stdout
+        assert found == "", f"{secret} is also in these"
+
+
+def test_survives_a_restart(component, host, unit, send):
+    assert host.run("systemctl restart %s", unit_name(component)).rc == 0
+    for name in ENDPOINTS[component]:
+        wait_until(lambda name=name: send(component, name).body, seconds=30)
+    assert unit(component).is_running
