@@ -1,6 +1,5 @@
-"""A small task manager whose every request can be followed: traces, metrics and logs by OpenTelemetry."""
+"""A small task manager whose every request can be followed: traces, metrics and logs by OpenTelemetry.
 
-from taskboard.application import create_app
-from taskboard.settings import Settings, SettingsError
-
-__all__ = ["Settings", "SettingsError", "create_app"]
+Nothing is imported here: `opentelemetry-instrument` loads `taskboard.telemetry` before it has replaced Flask and
+SQLAlchemy by their instrumented forms, and what was imported by then would stay without instrumentation.
+"""

@@ -2,6 +2,7 @@
 
 import os
 
-from taskboard import Settings, create_app
+from taskboard.application import create_app
+from taskboard.settings import Settings
 
 app = create_app(Settings.from_environment(os.environ))
