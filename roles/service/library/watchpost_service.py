@@ -32,7 +32,7 @@ description:
   - A new generation is written beside the running one, checked by the program that is to run it, switched to, and
     waited for. If it does not become ready, the last good generation is put back and the task fails with the
     journal's tail.
-  - An interrupted run leaves the record of the last good generation alone, so that a later run still knows the way back.
+  - An interrupted run leaves the record of the last good generation alone, so that a later run knows the way back.
 options:
   name: {description: Component's key in the registry., type: str, required: true}
   unit: {description: Unit's name with its suffix., type: str, required: true}
@@ -41,8 +41,8 @@ options:
   version: {description: Version of the program; empty for one that a Debian package brings., type: str, default: ""}
   archive: {description: Archive on this host; needed while the version is not unpacked., type: path}
   sha256: {description: SHA-256 of the archive in hex., type: str, default: ""}
-  install: {description: Command run once in a freshly unpacked version directory., type: list, elements: str, default: []}
-  files: {description: Configuration files as path -> text; paths are relative to the generation., type: dict, default: {}}
+  install: {description: Command run once in a fresh version directory., type: list, elements: str, default: []}
+  files: {description: Configuration files as relative path -> text., type: dict, default: {}}
   credentials: {description: Secrets as name -> value; root's alone. Never shown., type: dict, default: {}}
   environment: {description: Environment of the checks., type: dict, default: {}}
   checks: {description: Commands that must exit 0 with the candidate., type: list, elements: list, default: []}
@@ -78,7 +78,10 @@ class NotReady(Exception):
 
 
 def run(
-    *command: str, timeout: float = 120, check: bool = True, **options: Any
+    *command: str,
+    timeout: float = 120,
+    check: bool = True,
+    **options: Any,  # noqa: ANN401 - passed on to subprocess.run
 ) -> subprocess.CompletedProcess[str]:
     """Run a command and return it with its output as text."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, **options)
@@ -202,9 +205,8 @@ class Service:
 
     def install(self) -> None:
         """Unpack the archive, if its SHA-256 is the recorded one."""
-        assert self.version_dir is not None
         archive = Path(self.p["archive"] or "")
-        if not archive.is_file():
+        if self.version_dir is None or not archive.is_file():
             raise Refused(f"{self.version_dir} is not complete and there is no archive at {archive}")
         if (found := sha256(archive)) != self.p["sha256"]:
             raise Refused(f"{archive} has SHA-256 {found}, but {self.p['sha256']} is recorded for it: not unpacked")
@@ -233,7 +235,7 @@ class Service:
             "state": f"/var/lib/watchpost/{self.p['name']}",
             "pki": f"{self.p['config_dir']}/pki/{self.p['name']}",
         }
-        return re.sub(r"\{(%s)\}" % "|".join(places), lambda found: places[found[1]], word)
+        return re.sub(r"\{(\w+)\}", lambda found: places.get(found[1], found[0]), word)
 
     def stage(self, home: Path) -> None:
         """Write the wanted generation into a directory."""
@@ -295,9 +297,8 @@ class Service:
             point(self.program_link, Path(program))
         secrets = {path.name: path.read_text() for path in (home / "credentials").iterdir()}
         before = self.current / "credentials"
-        needs_restart = needs_restart or not before.is_dir() or any(
-            not (before / name).exists() or (before / name).read_text() != text for name, text in secrets.items()
-        )
+        held = {path.name: path.read_text() for path in before.iterdir()} if before.is_dir() else None
+        needs_restart = needs_restart or held != secrets
         point(self.current, home)
         if not self.unit_path.exists() or self.unit_path.read_text() != unit:
             write(self.unit_path, unit, 0o644)
@@ -362,7 +363,8 @@ class Service:
     def journal(self) -> str:
         """Return what the unit said since it was last started."""
         since = f"--since=@{int(self.since)}"
-        return run("journalctl", "-u", self.unit, since, "-n", str(JOURNAL_LINES), "-o", "cat", "--no-pager", check=False).stdout
+        tail = ("-n", str(JOURNAL_LINES), "-o", "cat", "--no-pager")
+        return run("journalctl", "-u", self.unit, since, *tail, check=False).stdout
 
     def mark_good(self) -> None:
         """Record that what runs now works, and forget generations and versions that nothing needs."""
@@ -372,7 +374,7 @@ class Service:
         others = [path for path in generations if path.name != self.wanted]
         for path in others[self.p["keep"] :]:
             shutil.rmtree(path)
-        needed = {(path / "program").read_text() for path in (self.home / "generations").iterdir() if (path / "program").exists()}
+        needed = {file.read_text() for file in self.home.glob("generations/*/program")}
         if self.programs.is_dir():
             for path in self.programs.iterdir():
                 if path.is_dir() and not path.is_symlink() and str(path) not in needed:
@@ -421,7 +423,7 @@ class Service:
             staging.rename(self.generation_dir(self.wanted))
         good = self.record()
         was_good = good.get("generation") == self.wanted
-        # A reload is enough only from the good generation, running as it was recorded, and when nothing but its files changes.
+        # A reload is enough only from the good generation as it was recorded, when nothing but its files changes.
         settled = (
             self.current.resolve().name == good.get("generation")
             and good.get("certificate") == self.certificate_digest()
@@ -435,7 +437,9 @@ class Service:
             way_back = good.get("generation", "")
             if was_good or not way_back or not self.generation_dir(way_back).is_dir():
                 if not way_back:
-                    run("systemctl", "disable", "--now", "--quiet", self.unit, check=False)  # best effort on the way out
+                    run(
+                        "systemctl", "disable", "--now", "--quiet", self.unit, check=False
+                    )  # best effort on the way out
                 raise NotReady(f"{error}. There is no other good generation to go back to.\n{journal}") from None
             self.activate(way_back)
             try:
@@ -486,10 +490,14 @@ def main() -> None:
         why = service.needed()
         result["changed"] = bool(why)
         if module._diff and why:
-            before = {path: (service.current / path) for path in module.params["files"]}
             result["diff"] = [
-                {"before_header": path, "after_header": path, "before": old.read_text() if old.exists() else "", "after": text}
-                for (path, old), text in zip(before.items(), module.params["files"].values(), strict=True)
+                {
+                    "before_header": f"{service.current}/{path}",
+                    "after_header": f"{service.current}/{path}",
+                    "before": (service.current / path).read_text() if (service.current / path).exists() else "",
+                    "after": text,
+                }
+                for path, text in module.params["files"].items()
             ]
         if module.check_mode:
             if why:
