@@ -18,12 +18,12 @@ module: watchpost_host_files
 short_description: Put files and directories in place and run what makes each count
 description:
   - One task instead of a dozen, so that a run with nothing to do is fast.
-  - A file whose I(apply) did not finish, because the run was cut off or a command failed, is applied again by the next run.
+  - A file whose I(apply) did not finish, as the run was cut off or a command failed, is applied again by the next run.
 options:
   files:
     description:
       - In this order. C(content) makes a file, none a directory, C(absent) removes; C(mode) is octal text.
-      - C(check) is a command that must accept the new content, C({candidate}) being its path, before it replaces the old.
+      - C(check) is a command that must accept the new content, at C({candidate}), before it replaces the old.
       - C(apply) is a list of commands run after a change, or before a removal.
       - C(applied) is a command that exits 0 while what was applied still holds.
     type: list
@@ -90,6 +90,7 @@ class Pending:
     """The paths that were changed but whose commands have not all succeeded."""
 
     def __init__(self, file: Path) -> None:
+        """Read what an earlier run left behind."""
         self.file = file
         self.paths: list[str] = json.loads(file.read_text()) if file.exists() else []
 

@@ -1,0 +1,272 @@
+#!/usr/bin/python
+"""Say which certificates have to be made or renewed, and why. Changes nothing."""
+
+from __future__ import annotations
+
+import datetime
+import grp
+import ipaddress
+import pwd
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+try:
+    from cryptography import x509
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives import serialization
+
+    HAS_CRYPTOGRAPHY = True
+except ImportError:  # a fresh host in check mode
+    HAS_CRYPTOGRAPHY = False
+
+DOCUMENTATION = """
+module: watchpost_pki_state
+short_description: Say which certificates are due, and why
+description: Reads the CA, the identities and the gateway's public certificate, so that a run makes only what is due.
+options:
+  directory: {description: Where the certificates lie., type: path, required: true}
+  identities:
+    description: Each I(name), I(group) and I(mode) of its key, and the I(names) it answers to.
+    type: list
+    elements: dict
+    required: true
+  renew_before_days: {description: An identity that expires sooner is due., type: int, required: true}
+  ca_renew_before_days: {description: The same for the CA., type: int, required: true}
+  public:
+    description:
+      - The gateway's public certificate. I(certificate) and I(key) are the user's own as text; without them the
+        gateway's identity is wanted in its place. Left out on a host without a gateway.
+    type: dict
+"""
+
+
+def main() -> None:
+    """Read the arguments, look, report."""
+    module = AnsibleModule(
+        argument_spec={
+            "directory": {"type": "path", "required": True},
+            "identities": {"type": "list", "elements": "dict", "required": True},
+            "renew_before_days": {"type": "int", "required": True},
+            "ca_renew_before_days": {"type": "int", "required": True},
+            "public": {
+                "type": "dict",
+                "options": {"certificate": {"type": "str", "default": ""}, "key": {"type": "str", "no_log": True}},
+            },
+        },
+        supports_check_mode=True,
+    )
+    base = Path(module.params["directory"])
+    wanted = [{**item, "sans": sans(item["names"])} for item in module.params["identities"]]
+    if not HAS_CRYPTOGRAPHY:
+        if not module.check_mode:
+            module.fail_json(msg="the host lacks python3-cryptography, which the role `host` installs: run it first")
+        for item in wanted:
+            item["reasons"] = ["the host has nothing yet"]
+        module.exit_json(changed=True, ca_due=["the host has nothing yet"], due=wanted, public_due=[], ca="")
+
+    ca, ca_due, renewed = look_at_ca(base, module.params["ca_renew_before_days"])
+    due = []
+    for item in wanted:
+        reasons = ["its CA is made anew"] if renewed or ca is None else look_at_identity(base, item, ca, module.params)
+        if reasons:
+            due.append({**item, "reasons": reasons})
+    public = module.params["public"]
+    try:
+        public_due = look_at_public(base / "gateway", public) if public is not None else []
+    except ValueError as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(
+        changed=module.check_mode and bool(ca_due or due or public_due),  # in a real run the tasks that follow say so
+        ca_due=ca_due,
+        due=due,
+        public_due=public_due,
+        ca="" if ca is None or renewed else (base / "ca.crt").read_text(),
+    )
+
+
+def sans(names: list[str]) -> list[str]:
+    """Write names and addresses the way the certificate modules want them; doubles and empty ones are dropped."""
+    out = []
+    for name in names:
+        try:
+            out.append(f"IP:{ipaddress.ip_address(name)}")
+        except ValueError:
+            out.append(f"DNS:{name}")
+    return sorted(set(out) - {"DNS:"})
+
+
+def look_at_ca(base: Path, days: int) -> tuple[x509.Certificate | None, list[str], bool]:
+    """Return the CA's certificate, why the CA is due, and whether that makes its certificate another one."""
+    key_file = base / "private/ca.key"
+    ca = read_certificate(base / "ca.crt")
+    if ca is None:
+        return None, ["it has no certificate"], True
+    try:
+        key = serialization.load_pem_private_key(key_file.read_bytes(), password=None)
+    except (OSError, ValueError):
+        return ca, ["it has no key"], True
+    if public_bytes(key.public_key()) != public_bytes(ca.public_key()):
+        return ca, ["its certificate belongs to another key"], True
+    if expires_within(ca, days):
+        return ca, [f"it expires within {days} days"], True
+    return ca, wrong_access(key_file, "root", 0o600) + wrong_access(base / "private", "root", 0o700), False
+
+
+def look_at_identity(base: Path, item: dict[str, Any], ca: x509.Certificate, params: dict[str, Any]) -> list[str]:
+    """Return why an identity is due; nothing when it is as it should be."""
+    directory = base / item["name"]
+    certificate = read_certificate(directory / "tls.crt")
+    if certificate is None:
+        return ["it has no certificate"]
+    key_file = directory / "tls.key"
+    try:
+        key = serialization.load_pem_private_key(key_file.read_bytes(), password=None)
+    except (OSError, ValueError):
+        return ["it has no key"]
+    reasons = wrong_access(key_file, item["group"], int(item["mode"], 8)) + wrong_access(
+        directory / "tls.crt", "root", 0o644
+    )
+    if public_bytes(key.public_key()) != public_bytes(certificate.public_key()):
+        reasons.append("its certificate belongs to another key")
+    if expires_within(certificate, params["renew_before_days"]):
+        reasons.append(f"it expires within {params['renew_before_days']} days")
+    if not signed_by(certificate, ca):
+        reasons.append("another CA signed it")
+    if common_name(certificate) != item["name"]:
+        reasons.append(f"its name is {common_name(certificate)}")
+    present = certificate_sans(certificate)
+    if present != item["sans"]:
+        reasons.append(f"it is for {', '.join(present)} instead of {', '.join(item['sans'])}")
+    return reasons
+
+
+def look_at_public(directory: Path, public: dict[str, Any]) -> list[str]:
+    """Return which of the gateway's public files are due; ValueError when the user's own cannot be used."""
+    if not public["certificate"]:
+        links = {"public.crt": "tls.crt", "public.key": "tls.key"}
+        return [name for name, target in links.items() if not is_link_to(directory / name, target)]
+    try:
+        certificate = x509.load_pem_x509_certificate(public["certificate"].encode())
+        key = serialization.load_pem_private_key((public["key"] or "").encode(), password=None)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            "pki_gateway_certificate and pki_gateway_key must be PEM files, the key without a passphrase"
+        ) from error
+    if public_bytes(key.public_key()) != public_bytes(certificate.public_key()):
+        raise ValueError("pki_gateway_key does not belong to the first certificate in pki_gateway_certificate")
+    if expires_within(certificate, 0):
+        raise ValueError(f"the certificate in pki_gateway_certificate expired on {not_after(certificate):%Y-%m-%d}")
+    wanted = {
+        "public.crt": (public["certificate"], "root", 0o644),
+        "public.key": (public["key"], "watchpost-gateway", 0o640),
+    }
+    return [
+        name
+        for name, (text, group, mode) in wanted.items()
+        if (directory / name).is_symlink()
+        or not (directory / name).exists()
+        or (directory / name).read_text() != text
+        or wrong_access(directory / name, group, mode)
+    ]
+
+
+def is_link_to(path: Path, target: str) -> bool:
+    """Tell whether a path is a link with just this content."""
+    return path.is_symlink() and str(path.readlink()) == target
+
+
+def read_certificate(path: Path) -> x509.Certificate | None:
+    """Read a certificate; one that is missing or cut short counts as none."""
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def wrong_access(path: Path, group: str, mode: int) -> list[str]:
+    """Return what is wrong with a path's owner and mode; it should be root's and this group's."""
+    status = path.stat()
+    found = f"{user_name(status.st_uid)}:{group_name(status.st_gid)} {status.st_mode & 0o7777:04o}"
+    expected = f"root:{group} {mode:04o}"
+    return [] if found == expected else [f"{path.name} is {found} instead of {expected}"]
+
+
+def user_name(number: int) -> str:
+    """Return a user's name, or the number of one who has none."""
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
+
+
+def group_name(number: int) -> str:
+    """Return a group's name, or the number of one that has none."""
+    try:
+        return grp.getgrgid(number).gr_name
+    except KeyError:
+        return str(number)
+
+
+def public_bytes(key: Any) -> bytes:  # noqa: ANN401 - a public key of any kind
+    """Return a public key in a form that can be compared."""
+    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def not_after(certificate: x509.Certificate) -> datetime.datetime:
+    """Return when a certificate ends; Debian 12's cryptography has only the name without a time zone."""
+    if hasattr(certificate, "not_valid_after_utc"):
+        return certificate.not_valid_after_utc
+    return certificate.not_valid_after.replace(tzinfo=datetime.timezone.utc)  # noqa: UP017
+
+
+def expires_within(certificate: x509.Certificate, days: int) -> bool:
+    """Tell whether a certificate ends within so many days."""
+    now = datetime.datetime.now(datetime.timezone.utc)  # noqa: UP017
+    return not_after(certificate) <= now + datetime.timedelta(days=days)
+
+
+def signed_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
+    """Tell whether a CA signed a certificate."""
+    try:
+        certificate.verify_directly_issued_by(ca)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    except AttributeError:  # Debian 12 has cryptography 38; the method came with 40
+        return signed_by_key(certificate, ca)
+    return True
+
+
+def signed_by_key(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
+    """The same for an older cryptography, by hand: issuer and signature."""
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, algorithm = ca.public_key(), certificate.signature_hash_algorithm
+    if certificate.issuer != ca.subject or not isinstance(key, ec.EllipticCurvePublicKey) or algorithm is None:
+        return False
+    try:
+        key.verify(certificate.signature, certificate.tbs_certificate_bytes, ec.ECDSA(algorithm))
+    except InvalidSignature:
+        return False
+    return True
+
+
+def common_name(certificate: x509.Certificate) -> str:
+    """Return a certificate's common name."""
+    names = certificate.subject.get_attributes_for_oid(x509.oid.NameOID.COMMON_NAME)
+    return str(names[0].value) if names else ""
+
+
+def certificate_sans(certificate: x509.Certificate) -> list[str]:
+    """Return the names and addresses a certificate is for, as sans() writes them."""
+    try:
+        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except x509.ExtensionNotFound:
+        return []
+    names = [f"DNS:{name}" for name in extension.value.get_values_for_type(x509.DNSName)]
+    return sorted(names + [f"IP:{address}" for address in extension.value.get_values_for_type(x509.IPAddress)])
+
+
+if __name__ == "__main__":
+    main()
