@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ class AskError(Exception):
 
     def __init__(self, engine: str, why: str) -> None:
         """Name who did not answer: a data source's uid, or `grafana`."""
-        super().__init__(f"{engine} does not answer through Grafana: {why}")
+        super().__init__(f"Grafana: {why}" if engine == "grafana" else f"{engine} does not answer Grafana: {why}")
         self.engine = engine
 
 
@@ -114,14 +115,12 @@ class Grafana:
 
 
 def _reason(content: object, text: str) -> str:
-    """Return the shortest true reason in an error's answer."""
+    """Return the shortest true reason in an error's answer, without the long URL that Go's client begins it with."""
     if isinstance(content, dict):
-        for result in content.get("results", {}).values():
-            if result.get("error"):
-                return str(result["error"])[:300]
-        if content.get("message"):
-            return str(content["message"])[:300]
-    return " ".join(text.split())[:200] or "no text"
+        errors = [result.get("error") for result in content.get("results", {}).values()]
+        text = next(filter(None, [*errors, content.get("message")]), text)
+    text = re.sub(r'^[A-Z][a-z]+ "[^"]*": ', "", str(text))
+    return " ".join(text.split())[:300] or "without a reason"
 
 
 def spans_of(otlp: dict[str, Any]) -> Iterator[Span]:

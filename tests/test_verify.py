@@ -1,0 +1,421 @@
+"""`watchpost verify` finds what is there and names what is not.
+
+The appliance stands behind `httpx.MockTransport`, the edge of our own client; its answers have the shapes that Grafana,
+Tempo, Loki and Prometheus gave when they were recorded. The real ones are asked in molecule/appliance.
+"""
+
+import base64
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from watchpost import verify, verify_target
+from watchpost.cli import app
+from watchpost.verify import LINKS, Missing, Run, State, follow, judge_trace, risen
+from watchpost.verify_grafana import Grafana, Span, lines_of, spans_of
+from watchpost.verify_requests import Sent
+
+PASSWORD = "the-password"
+
+
+def b64(hexed):
+    return base64.b64encode(bytes.fromhex(hexed)).decode()
+
+
+@dataclass
+class Appliance:
+    """A stand-in for the gateway's port. `broken` names what does not work."""
+
+    broken: set = field(default_factory=set)
+    others: int = 0  # requests of somebody else, counted during ours
+    tasks: dict = field(default_factory=dict)
+    seen: list = field(default_factory=list)  # (method, route, status, trace id, parent span id)
+    new_names: bool = False  # the columns as Grafana 11 and later call them
+    logged_in: bool = False
+
+    def __call__(self, request):
+        path = request.url.path
+        if path.startswith("/grafana"):
+            return self.grafana(request, path.removeprefix("/grafana"))
+        if path == "/healthz":
+            return httpx.Response(503 if "gateway" in self.broken else 200, json={"status": "ok"})
+        if path == "/version":
+            if "application" in self.broken:
+                return httpx.Response(502, text="bad gateway")
+            return httpx.Response(200, json={"name": "taskboard", "version": "1"})
+        return self.api(request, path)
+
+    def api(self, request, path):
+        version, trace_id, span_id, flags = request.headers["traceparent"].split("-")
+        assert (version, flags) == ("00", "01")
+        route, status, body = re.sub(r"\d+", "<int:task_id>", path), 200, {}
+        number = int(re.sub(r"\D", "", path) or 0)
+        if "requests" in self.broken and request.method == "PATCH":
+            status = 500
+        elif request.method == "DELETE":
+            status = 204 if self.tasks.pop(number, None) else 404
+        elif request.method == "POST" and path == "/api/tasks":
+            title = json.loads(request.content)["title"]
+            status = 201 if title else 422
+            if title:
+                body = {"id": len(self.seen) + 1}
+                self.tasks[body["id"]] = title
+        self.seen.append((request.method, route, status, trace_id, span_id))
+        return httpx.Response(status, json=body) if status != 204 else httpx.Response(204)
+
+    def grafana(self, request, path):
+        if path == "/api/health":
+            return httpx.Response(200, json={"database": "failing" if "grafana" in self.broken else "ok"})
+        if path == "/login":
+            self.logged_in = json.loads(request.content)["password"] == PASSWORD
+            return httpx.Response(200 if self.logged_in else 401, json={"message": "Invalid username or password"})
+        if not self.logged_in and "anonymous access" not in self.broken:
+            return httpx.Response(401, json={"message": "Unauthorized"})
+        if path.startswith("/api/datasources/proxy/uid/tempo/api/traces/"):
+            return self.tempo(path.rsplit("/", 1)[1])
+        if path == "/api/ds/query":
+            queries = json.loads(request.content)["queries"]
+            return self.query(queries[0]) if queries else httpx.Response(400, json={"message": "No queries found"})
+        return httpx.Response(200, json=[])
+
+    def tempo(self, trace_id):
+        if "tempo" in self.broken:
+            return httpx.Response(502, text="")
+        found = [seen for seen in self.seen if seen[3] == trace_id]
+        if not found or "traces" in self.broken:
+            return httpx.Response(404, text="trace not found")
+        method, route, status, _, parent = found[0]
+        server = self.server_span(trace_id)
+        attributes = [
+            {"key": "http.route", "value": {"stringValue": route}},
+            {"key": "http.response.status_code", "value": {"intValue": str(status)}},
+        ]
+        spans = [
+            {
+                "spanId": b64(server),
+                "parentSpanId": b64(parent),
+                "name": f"{method} {route}",
+                "kind": "SPAN_KIND_SERVER",
+            }
+            | {"attributes": attributes}
+        ]
+        if "sql spans" not in self.broken:
+            sql = [{"key": "db.system", "value": {"stringValue": "sqlite"}}]
+            spans.append(
+                {"spanId": b64("ab" * 8), "parentSpanId": b64(server), "name": "SELECT", "kind": "SPAN_KIND_CLIENT"}
+                | {"attributes": sql}
+            )
+        service = [{"key": "service.name", "value": {"stringValue": "taskboard"}}]
+        batch = {"resource": {"attributes": service}, "scopeSpans": [{"spans": spans}]}
+        return httpx.Response(200, json={"batches": [batch]})
+
+    @staticmethod
+    def server_span(trace_id):
+        return trace_id[:16]
+
+    def query(self, query):
+        uid = query["datasource"]["uid"]
+        if uid in self.broken:
+            why = f'Get "https://127.0.0.1/{uid}?query=long": dial tcp: connection refused'
+            return httpx.Response(400, json={"results": {"A": {"error": why, "status": 400}}})
+        frames = self.loki(query["expr"]) if uid == "loki" else self.prometheus()
+        return httpx.Response(200, json={"results": {"A": {"status": 200, "frames": frames}}})
+
+    def loki(self, expression):
+        labels, bodies = [], []
+        if "logs" not in self.broken:
+            for method, route, status, trace_id, _ in self.seen:
+                structured = {"trace_id": trace_id, "span_id": self.server_span(trace_id)}
+                if "trace to logs" in self.broken and method == "DELETE":
+                    structured = {}
+                if "trace_id" in expression and structured.get("trace_id", "no id") not in expression:
+                    continue
+                labels.append({"service_name": "taskboard", "deployment_environment_name": "test"} | structured)
+                bodies.append(f"{method} {route} {status}")
+        names = ("labels", "timestamp", "body") if self.new_names else ("labels", "Time", "Line")
+        fields = [{"name": name} for name in names]
+        return [{"schema": {"fields": fields}, "data": {"values": [labels, [0] * len(bodies), bodies]}}]
+
+    def prometheus(self):
+        counts = Counter((method, route, status) for method, route, status, *_ in self.seen)
+        if counts and self.others:
+            counts["GET", "/api/tasks", 200] += self.others
+        if "metrics" in self.broken:
+            counts.clear()
+        frames = []
+        for (method, route, status), count in counts.items():
+            labels = {"http_request_method": method, "http_route": route, "http_response_status_code": str(status)}
+            if "trace to metrics" in self.broken:
+                labels["http_route"] = "/api/tasks/{id}"
+            fields = [{"name": "Time"}, {"name": "Value", "labels": labels | {"instance": "a"}}]
+            frames.append({"schema": {"fields": fields}, "data": {"values": [[0], [count]]}})
+        return frames
+
+
+def results_of(appliance, password=PASSWORD, timeout=5.0):
+    """Follow every link against a stand-in, with a clock that only the pauses move."""
+    clock = [0.0]
+
+    def pause(seconds):
+        clock[0] += seconds
+
+    with httpx.Client(base_url="https://appliance.test", transport=httpx.MockTransport(appliance)) as client:
+        run = Run(client, Grafana(client), password, count=2)
+        found = follow(LINKS, run, timeout, clock=lambda: clock[0], pause=pause)
+    return {result.link: result for result in found}, clock[0]
+
+
+def missing(results):
+    return [name for name, result in results.items() if result.state is State.MISSING]
+
+
+@pytest.mark.parametrize("new_names", [False, True], ids=["grafana 10", "grafana 11 and later"])
+def test_every_link_of_a_whole_appliance_is_found(new_names):
+    appliance = Appliance(new_names=new_names)
+    results, _ = results_of(appliance)
+    assert {name: result.state for name, result in results.items()} == {link.name: State.FOUND for link in LINKS}
+    assert "10 requests made, 10 counted" in results["metrics"].evidence
+
+
+def test_nothing_is_left_behind():
+    appliance = Appliance()
+    results_of(appliance)
+    assert appliance.seen and not appliance.tasks
+
+
+def test_what_was_made_is_deleted_even_when_an_edit_fails():
+    appliance = Appliance(broken={"requests"})
+    results, _ = results_of(appliance)
+    assert missing(results) == ["requests"]
+    assert "HTTP 500 instead of 200" in results["requests"].evidence
+    assert not appliance.tasks
+
+
+@pytest.mark.parametrize(
+    ("broken", "named", "unasked"),
+    [
+        ("grafana", ["grafana"], ["anonymous access", "login", "traces"]),
+        ("anonymous access", ["anonymous access"], []),
+        ("application", ["application"], ["requests", "traces", "logs", "metrics"]),
+        ("traces", ["traces"], ["trace to logs", "trace to metrics"]),
+        ("tempo", ["traces"], ["trace to logs", "trace to metrics"]),
+        ("sql spans", ["traces"], ["trace to logs", "trace to metrics"]),
+        ("logs", ["logs"], ["trace to logs"]),
+        ("loki", ["logs"], ["trace to logs"]),
+        ("metrics", ["metrics"], ["trace to metrics"]),
+        ("prometheus", ["metrics"], ["trace to metrics"]),
+        ("trace to logs", ["trace to logs"], []),
+        ("trace to metrics", ["trace to metrics"], []),
+        ("gateway", ["gateway"], ["application", "grafana", "requests", "traces"]),
+    ],
+)
+def test_the_missing_link_is_named_and_no_other(broken, named, unasked):
+    results, _ = results_of(Appliance(broken={broken}))
+    assert missing(results) == named
+    assert all(results[name].state is State.UNASKED for name in unasked)
+    assert all("journalctl -u watchpost-" in results[name].hint for name in named)
+
+
+def test_the_three_signals_are_looked_for_on_their_own():
+    results, _ = results_of(Appliance(broken={"traces", "logs", "metrics"}))
+    assert missing(results) == ["traces", "logs", "metrics"]
+
+
+def test_a_stopped_engine_is_the_one_to_look_at():
+    results, _ = results_of(Appliance(broken={"loki"}))
+    assert results["logs"].evidence == "loki does not answer Grafana: HTTP 400, dial tcp: connection refused"
+    assert results["logs"].hint.startswith("on the host: journalctl -u watchpost-loki -n 50. ")
+
+
+def test_all_that_wait_share_one_deadline():
+    _, seconds = results_of(Appliance(broken={"traces", "logs", "metrics"}), timeout=5)
+    assert 5 <= seconds < 6
+
+
+def test_a_refused_login_is_not_waited_for():
+    results, seconds = results_of(Appliance(), password="another")
+    assert missing(results) == ["login"]
+    assert results["login"].evidence == "Grafana: HTTP 401, Invalid username or password"
+    assert seconds == 0
+
+
+def test_other_peoples_requests_do_not_hide_ours():
+    results, _ = results_of(Appliance(others=3))
+    assert results["metrics"].evidence == "10 requests made, 13 counted (3 of them by others)"
+
+
+def test_telemetry_that_comes_late_is_found_with_its_delay():
+    appliance = Appliance(broken={"logs"})
+    looks = []
+    answer = appliance.loki
+
+    def late(expression):
+        looks.append(expression)
+        if len(looks) == 4:
+            appliance.broken.clear()
+        return answer(expression)
+
+    appliance.loki = late
+    results, _ = results_of(appliance)
+    assert missing(results) == []
+    assert results["traces"].seconds == 0
+    assert results["logs"].seconds == 3 * verify.POLL
+
+
+# --- judging a trace ---
+
+SENT = Sent("POST", "/api/tasks", 201, 201, "a" * 32, "b" * 16, reads_database=True)
+SERVER = Span("01", SENT.span_id, "POST /api/tasks", "SERVER", "taskboard", {"http.response.status_code": 201})
+CONNECT = Span("02", "01", "connect", "CLIENT", "taskboard", {"db.system": "sqlite"})
+INSERT = Span("03", "02", "INSERT", "CLIENT", "taskboard", {"db.system.name": "sqlite"})
+
+
+def test_a_whole_trace_is_judged_by_its_server_span():
+    assert judge_trace(SENT, [INSERT, CONNECT, SERVER]) is SERVER
+
+
+@pytest.mark.parametrize(
+    ("spans", "why"),
+    [
+        ([], "no trace of POST /api/tasks"),
+        ([CONNECT, INSERT], "0 server spans below our own"),
+        ([SERVER], "no SQL span"),
+        ([SERVER, INSERT], "the SQL span 'INSERT' .* is not below"),
+        ([SERVER, Span("03", "03", "ring", "CLIENT", "taskboard", {"db.system": "x"})], "'ring' .* is not below"),
+        ([Span("01", "c" * 16, "x", "SERVER", "taskboard", {}), INSERT], "0 server spans below our own"),
+        ([Span("01", SENT.span_id, "x", "SERVER", "shop", {}), INSERT], "of service 'shop'"),
+        ([Span("01", SENT.span_id, "x", "SERVER", "taskboard", {"http.status_code": 500})], "says HTTP 500"),
+    ],
+)
+def test_a_broken_trace_is_refused_with_its_reason(spans, why):
+    with pytest.raises(Missing, match=why):
+        judge_trace(SENT, spans)
+
+
+def test_a_request_that_needs_no_database_needs_no_sql_span():
+    refused = Sent("POST", "/api/tasks", 201, 201, "a" * 32, SENT.span_id, reads_database=False)
+    assert judge_trace(refused, [SERVER]) is SERVER
+
+
+def test_span_ids_are_read_in_base64_and_in_hex():
+    def trace(key, span_id, kind):
+        span = {"spanId": span_id, "name": "x", "kind": kind}
+        return {key: [{"resource": {}, "scopeSpans": [{"spans": [span]}]}]}
+
+    tempo = trace("batches", b64("00ff" * 4), "SPAN_KIND_SERVER")
+    standard = {"trace": trace("resourceSpans", "00FF" * 4, 2)}
+    assert [(span.span_id, span.kind) for span in spans_of(tempo)] == [("00ff" * 4, "SERVER")]
+    assert list(spans_of(tempo)) == list(spans_of(standard))
+
+
+def test_log_labels_are_read_as_text_and_as_objects():
+    fields = [{"name": "labels"}, {"name": "Line"}]
+    for labels in ({"trace_id": "a"}, '{"trace_id": "a"}'):
+        (line,) = lines_of({"schema": {"fields": fields}, "data": {"values": [[labels], ["hello"]]}})
+        assert (line.body, line.labels) == ("hello", {"trace_id": "a"})
+
+
+# --- comparing counts ---
+
+
+def series(route, instance="1"):
+    labels = {"http_request_method": "GET", "http_route": route, "http_response_status_code": "200"}
+    return frozenset((labels | {"instance": instance}).items())
+
+
+def test_counts_rise_over_all_workers():
+    before = {series("/a", "1"): 5.0, series("/a", "2"): 7.0}
+    after = {series("/a", "1"): 6.0, series("/a", "2"): 7.0, series("/a", "3"): 2.0, series("/b"): 4.0}
+    assert risen(before, after) == {("GET", "/a", "200"): 3.0, ("GET", "/b", "200"): 4.0}
+
+
+def test_a_count_that_fell_has_begun_anew():
+    assert risen({series("/a"): 50.0}, {series("/a"): 2.0}) == {("GET", "/a", "200"): 2.0}
+
+
+# --- the command ---
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path):
+    """Run the real command against a stand-in."""
+
+    def run(appliance, *arguments):
+        real = httpx.Client
+
+        def client(**options):
+            options.pop("verify")
+            return real(transport=httpx.MockTransport(appliance), **options)
+
+        monkeypatch.setattr(verify.httpx, "Client", client)
+        (tmp_path / "password").write_text(PASSWORD + "\n")
+        given = ["--url", "https://appliance.test", "--deployment", "nowhere"]
+        given += ["--password-file", str(tmp_path / "password"), "--timeout", "0"]
+        return CliRunner().invoke(app, ["verify", *given, *arguments])
+
+    return run
+
+
+def test_a_whole_appliance_exits_with_zero(command):
+    done = command(Appliance(), "--json")
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["ok"] is True
+
+
+def test_a_missing_log_exits_with_one_and_names_the_link(command):
+    done = command(Appliance(broken={"logs"}))
+    assert done.exit_code == 1
+    assert "Missing: logs. no log line of taskboard since the first request" in done.stdout
+    assert "journalctl -u watchpost-otel-collector" in done.stdout
+
+
+def test_the_password_is_never_printed(command):
+    for broken in (set(), {"logs"}, {"grafana"}):
+        assert PASSWORD not in command(Appliance(broken=broken)).output
+
+
+def test_an_unreachable_appliance_exits_with_two(command):
+    def refuse(request):
+        raise httpx.ConnectError("[Errno 111] Connection refused", request=request)
+
+    done = command(refuse)
+    assert done.exit_code == 2
+    assert "https://appliance.test cannot be reached" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--url", "http://appliance.test"], "must begin with https://"),
+        (["--ca", "/nowhere/ca.crt"], "/nowhere/ca.crt is no readable CA certificate"),
+        (["--password-file", "/nowhere/password"], "/nowhere/password"),
+    ],
+)
+def test_a_wrong_flag_exits_with_two_and_is_named(command, arguments, why):
+    done = command(Appliance(), *arguments)
+    assert done.exit_code == 2
+    assert why in done.stderr
+
+
+def test_the_address_and_deployment_come_from_the_inventory(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    inventory = tmp_path / "cellar" / "hosts.yml"
+    inventory.parent.mkdir()
+    inventory.write_text("all: {children: {gateway: {hosts: {one: {ansible_host: 192.0.2.7}}}}}\n")
+    ca = tmp_path / "state" / "watchpost" / "cellar" / "ca.crt"
+    ca.parent.mkdir(parents=True)
+    ca.write_text("a certificate")
+    (tmp_path / "password").write_text("x")
+    target = verify_target.find(str(inventory), password_file=tmp_path / "password")
+    assert (target.url, target.ca) == ("https://192.0.2.7", ca)
+
+
+def test_an_inventory_without_a_gateway_is_named(tmp_path):
+    (tmp_path / "hosts.yml").write_text("all: {hosts: {one: }}\n")
+    with pytest.raises(verify_target.TargetError, match="no host in the group gateway"):
+        verify_target.find(str(tmp_path / "hosts.yml"))
