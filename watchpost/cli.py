@@ -3,6 +3,7 @@
 import typer
 
 from watchpost import packages, secrets, testhost, verify
+from watchpost.artifacts import cli as artifacts
 
 app = typer.Typer(
     name="watchpost",
@@ -12,6 +13,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,  # locals may hold secrets
 )
 
+app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(secrets.app, name="secrets")
 app.add_typer(testhost.app, name="testhost")
 app.command("packages")(packages.command)
