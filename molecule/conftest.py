@@ -42,7 +42,7 @@ def pytest_generate_tests(metafunc):
             for name, endpoint in ENDPOINTS[component].items()
             if wanted in (None, endpoint["auth"])
         ]
-        metafunc.parametrize(("component", "endpoint"), pairs, ids="-".join)
+        metafunc.parametrize(("component", "endpoint"), pairs, ids=["-".join(pair) for pair in pairs])
     elif "component" in metafunc.fixturenames:
         metafunc.parametrize("component", components)
 
@@ -138,12 +138,15 @@ def components():
 def ask(host):
     """Send an HTTP request to an endpoint, on the host itself.
 
-    `identity` is a component of the PKI, a directory with tls.crt and tls.key, or None for no certificate.
+    `identity` is a component of the PKI, a directory with tls.crt and tls.key, or None for no certificate;
+    `request` may hold `method`, `body` and `headers`.
     """
 
-    def ask(component, endpoint, path="/", *, identity="operator", token=None, tls=True, method="GET", body=None, headers=None):  # fmt: skip
-        headers = {**(headers or {}), **({"Authorization": f"Bearer {token}"} if token else {})}
-        question = _question(component, endpoint, identity, tls, path=path, method=method, body=body, headers=headers)
+    def ask(component, endpoint, path="/", *, identity="operator", token=None, tls=True, **request):
+        request = {"method": "GET", "body": None, "headers": {}} | request
+        if token:
+            request["headers"] = {**request["headers"], "Authorization": f"Bearer {token}"}
+        question = _question(component, endpoint, identity, tls, path=path, **request)
         return Answer(**json.loads(host.check_output("python3 -c %s %s", ASK, json.dumps(question))))
 
     return ask
