@@ -1,0 +1,204 @@
+"""What only the whole appliance can show: its signals connected, its start, its memory, its return after a reboot.
+
+Ports, sandboxes, refused callers and hidden secrets of every component are tested in molecule/shared/tests.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ENDPOINTS, PKI, PROJECT, scenario_components, unit_name
+
+from watchpost.secrets import SecretStore
+from watchpost.testhost import Host
+
+HOST = Host(yaml.safe_load(Path(os.environ["MOLECULE_FILE"]).read_text())["platforms"][0]["name"])
+
+#: Bars of the project: seconds until everything is ready after a start, MiB of memory (PSS) when idle.
+READY_SECONDS, IDLE_MIB = 10, 600
+
+#: Where each component says that it is ready.
+READY = {
+    "gateway": ("https", "/healthz"),
+    "grafana": ("https", "/api/health"),
+    "taskboard": ("https", "/healthz"),
+    "otel_collector": ("health", "/"),
+    "tempo": ("http", "/ready"),
+    "loki": ("http", "/ready"),
+    "prometheus": ("http", "/-/ready"),
+    "alertmanager": ("http", "/-/ready"),
+    "node_exporter": ("http", "/"),
+}
+
+
+def verify(*arguments, timeout=30):
+    """Run `watchpost verify` as a person does, and return its exit code and report."""
+    command = [sys.executable, "-m", "watchpost", "verify", "--json", f"--timeout={timeout}"]
+    done = subprocess.run(
+        [*command, f"--inventory={HOST.inventory}", *arguments], cwd=PROJECT, capture_output=True, text=True
+    )
+    assert "Traceback" not in done.stderr
+    return done.returncode, json.loads(done.stdout) if done.stdout else {}, done.stderr
+
+
+def assert_everything_is_found():
+    code, report, progress = verify(timeout=60)
+    assert code == 0, progress
+    assert {link["state"] for link in report["links"]} == {"found"}
+
+
+def wait_until_everything_is_found(seconds):
+    """For after a restart: the first requests may meet a component that is not there yet."""
+    deadline = time.monotonic() + seconds
+    while (answer := verify(timeout=15))[0] != 0:
+        assert time.monotonic() < deadline, answer[2]
+
+
+def test_every_signal_of_a_request_is_found():
+    assert_everything_is_found()
+
+
+def test_verify_leaves_no_task_behind(ask):
+    verify()
+    tasks = ask("gateway", "https", "/api/tasks", identity=None).json["items"]
+    assert not [task for task in tasks if "watchpost verify" in task["title"]]
+
+
+def test_verify_accepts_no_certificate_of_an_unknown_authority():
+    code, _, message = verify("--ca=/etc/ssl/certs/ca-certificates.crt")
+    assert code == 2
+    assert "CERTIFICATE_VERIFY_FAILED" in message
+
+
+def test_playbook_verifies_too():
+    done = subprocess.run(
+        [Path(sys.executable).with_name("ansible-playbook"), f"--inventory={HOST.inventory}", "playbooks/verify.yml"],
+        cwd=PROJECT, env=os.environ | {"ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "changed=0" in done.stdout
+
+
+@contextmanager
+def stopped(host, component):
+    """Stop a component for a while; go on when everything works again."""
+    host.check_output("systemctl stop %s", unit_name(component))
+    try:
+        yield
+    finally:
+        host.check_output("systemctl start %s", unit_name(component))
+        wait_until_everything_is_found(90)
+
+
+@pytest.mark.parametrize(
+    ("component", "links"),
+    [
+        ("loki", ["logs"]),
+        ("tempo", ["traces"]),
+        ("prometheus", ["metrics"]),
+        ("otel_collector", ["traces", "logs", "metrics"]),
+        ("taskboard", ["application"]),
+        ("grafana", ["grafana"]),
+    ],
+)
+def test_stopped_component_is_seen_and_its_missing_link_named(host, component, links):
+    with stopped(host, component):
+        code, report, _ = verify(timeout=12)  # more than the application's interval of export
+    assert code == 1
+    assert report["missing"] == links
+    hints = [link["hint"] for link in report["links"] if link["state"] == "missing"]
+    assert all(f"journalctl -u {unit_name(component).removesuffix('.service')} " in hint for hint in hints)
+
+
+def test_stopped_gateway_cannot_be_reached(host):
+    with stopped(host, "gateway"):
+        assert verify()[0] == 2
+
+
+def test_secrets_on_the_host_are_those_of_the_controller(host):
+    """Otherwise the shared test, which looks for the host's secrets everywhere else, would look for nothing."""
+    deployment = yaml.safe_load(HOST.inventory.read_text())["all"]["children"]["watchpost"]["hosts"][HOST.name]
+    stored = SecretStore(deployment["watchpost_deployment"]).read()
+    assert stored
+    for name, entry in stored.items():
+        files = host.check_output("find /etc/watchpost/*/current/credentials/ -type f -name %s", name).split()
+        assert files, f"no service has {name}"
+        for file in files:
+            assert host.file(file).content_string == entry["value"], f"{file} holds another value"
+            assert host.file(file).user == "root"
+            assert host.file(file).mode & 0o077 == 0
+
+
+# Runs on the host: starts the target and asks every component until it is ready, all at once.
+START = """
+import json, ssl, subprocess, sys, threading, time, urllib.request
+places, pki = json.loads(sys.argv[1]), sys.argv[2]
+context = ssl.create_default_context(cafile=pki + "/ca.crt")
+context.load_cert_chain(pki + "/operator/tls.crt", pki + "/operator/tls.key")
+subprocess.run(["systemctl", "stop", "watchpost.target"], check=True)
+began, seconds = time.monotonic(), {}
+def ask(name, url):
+    while time.monotonic() < began + 60:
+        try:
+            urllib.request.urlopen(url, timeout=5, context=context).read()
+            seconds[name] = round(time.monotonic() - began, 2)
+            return
+        except OSError:
+            time.sleep(0.1)  # between two questions
+threads = [threading.Thread(target=ask, args=place) for place in places.items()]
+subprocess.run(["systemctl", "start", "watchpost.target"], check=True)
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print(json.dumps(seconds))
+"""
+
+
+def test_everything_is_ready_soon_after_a_start(host):
+    places = {
+        component: f"https://127.0.0.1:{ENDPOINTS[component][endpoint]['port']}{path}"
+        for component, (endpoint, path) in READY.items()
+    }
+    seconds = json.loads(host.check_output("python3 -c %s %s %s", START, json.dumps(places), PKI))
+    print(f"\nseconds until ready: {seconds}")
+    assert seconds.keys() == set(scenario_components()), "a component did not become ready within a minute"
+    assert max(seconds.values()) <= READY_SECONDS, seconds
+    wait_until_everything_is_found(60)
+
+
+# Runs on the host: sums the proportional set size of every process of Watchpost's users, by user.
+MEMORY = """
+import json, os, pathlib, pwd
+names = {user.pw_uid: user.pw_name for user in pwd.getpwall() if user.pw_name.startswith("watchpost-")}
+mib = {}
+for folder in pathlib.Path("/proc").glob("[0-9]*"):
+    try:
+        name = names.get(folder.stat().st_uid)
+        if name:
+            lines = dict(line.split(":", 1) for line in (folder / "smaps_rollup").read_text().splitlines()[1:])
+            mib[name] = mib.get(name, 0) + int(lines["Pss"].split()[0]) / 1024
+    except (FileNotFoundError, ProcessLookupError):
+        pass  # it has just ended
+print(json.dumps({name: round(value, 1) for name, value in mib.items()}))
+"""
+
+
+def test_idle_memory_of_the_whole_stack(host, components):
+    mib = json.loads(host.check_output("python3 -c %s", MEMORY))
+    print(f"\nidle memory (PSS): {sum(mib.values()):.0f} MiB, by user: {mib}")
+    assert mib.keys() == {unit_name(component).removesuffix(".service") for component in components}
+    assert sum(mib.values()) <= IDLE_MIB, mib
+
+
+def test_everything_comes_back_after_a_reboot(host):
+    boot = host.check_output("cat /proc/sys/kernel/random/boot_id")
+    subprocess.run([sys.executable, "-m", "watchpost", "testhost", "reboot", HOST.name], cwd=PROJECT, check=True)
+    assert host.check_output("cat /proc/sys/kernel/random/boot_id") != boot
+    wait_until_everything_is_found(90)
+    failed = host.check_output("systemctl list-units --failed --plain --no-legend")
+    assert failed == ""
