@@ -1,14 +1,16 @@
 """What the scenarios' tests share: the registry of endpoints and ways to ask the host.
 
 A scenario's tests get `host` from testinfra, and from here the fixtures `endpoints`, `components`, `ask`, `send`,
-`exposure`, `listening`, `journal` and `unit`. A test that takes `component`, or `component` and `endpoint`, runs once
+`exposure`, `listening`, `journal`, `unit` and `site`. A test that takes `component`, or `component` and `endpoint`, runs once
 for each that the scenario's host has.
 """
 
 import json
 import os
 import re
-from dataclasses import dataclass
+import subprocess
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,7 @@ class Answer:
     """What came back: an HTTP status with its body, or raw bytes, or an error."""
 
     status: int | None = None
+    headers: dict = field(default_factory=dict)  # names in lower case
     body: str = ""
     error: str = ""
 
@@ -87,7 +90,8 @@ try:
         connection = kind(q["address"], q["port"], timeout=q["timeout"], **({"context": context} if context else {}))
         connection.request(q["method"], q["path"], q["body"], q["headers"])
         answer = connection.getresponse()
-        print(json.dumps({"status": answer.status, "body": answer.read().decode(errors="replace")}))
+        headers = {name.lower(): value for name, value in answer.getheaders()}
+        print(json.dumps({"status": answer.status, "headers": headers, "body": answer.read().decode(errors="replace")}))
     else:
         connection = socket.create_connection((q["address"], q["port"]), q["timeout"])
         if context:
@@ -162,6 +166,31 @@ def send(host):
         return Answer(**json.loads(host.check_output("python3 -c %s %s", ASK, json.dumps(question))))
 
     return send
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run of site.yml did."""
+
+    code: int
+    output: str
+
+    @property
+    def changed(self):
+        return not re.search(r"\bchanged=0\b", self.output)
+
+
+@pytest.fixture
+def site():
+    """Run site.yml against the scenario's host with some variables changed, as a user would."""
+
+    def site(*options, **variables):
+        playbook = str(Path(sys.executable).with_name("ansible-playbook"))
+        command = [playbook, "-i", os.environ["MOLECULE_INVENTORY_FILE"], "site.yml", "-e", json.dumps(variables)]
+        done = subprocess.run([*command, *options], cwd=PROJECT, capture_output=True, text=True)
+        return Run(done.returncode, done.stdout + done.stderr)
+
+    return site
 
 
 @pytest.fixture
