@@ -1,7 +1,8 @@
 """What the scenarios' tests share: the registry of endpoints and ways to ask the host.
 
 A scenario's tests get `host` from testinfra, and from here the fixtures `endpoints`, `components`, `ask`, `send`,
-`exposure`, `listening`, `journal`, `unit` and `site`. A test that takes `component`, or `component` and `endpoint`, runs once
+`exposure`, `listening`, `journal`, `unit`, `site` and
+`assert_refused`. A test that takes `component`, or `component` and `endpoint`, runs once
 for each that the scenario's host has.
 """
 
@@ -186,11 +187,35 @@ def site():
 
     def site(*options, **variables):
         playbook = str(Path(sys.executable).with_name("ansible-playbook"))
-        command = [playbook, "-i", os.environ["MOLECULE_INVENTORY_FILE"], "site.yml", "-e", json.dumps(variables)]
+        # The whole directory: beside the file that Molecule writes lies the one that tells how to reach the test host.
+        inventory = str(Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent)
+        command = [playbook, "-i", inventory, "site.yml", "-e", json.dumps(variables)]
         done = subprocess.run([*command, *options], cwd=PROJECT, capture_output=True, text=True)
         return Run(done.returncode, done.stdout + done.stderr)
 
     return site
+
+
+@pytest.fixture
+def assert_refused(host, site):
+    """Assert that a run with some variables changed fails at the program's own check, and leaves alone what runs.
+
+    The run's output must hold the words: what the program has against its configuration.
+    """
+
+    def running(component):
+        pid = host.check_output("systemctl show --property=MainPID --value %s", unit_name(component))
+        return pid, host.check_output("readlink /etc/watchpost/%s/current", component)
+
+    def assert_refused(component, *words, **variables):
+        before = running(component)
+        run = site(**variables)
+        assert run.code != 0, run.output
+        for word in (f"{component} does not accept its new configuration", *words):
+            assert word in run.output, run.output
+        assert running(component) == before
+
+    return assert_refused
 
 
 @pytest.fixture
