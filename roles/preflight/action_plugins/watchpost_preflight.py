@@ -1,0 +1,236 @@
+"""Judge the host, the inventory, the registry of endpoints and every variable that the user has set.
+
+All problems are reported together, each naming the thing and, where it can, what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleError
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible.plugins.action import ActionBase
+
+TESTED = {("debian", "12"), ("debian", "13"), ("ubuntu", "24.04")}
+ARCHITECTURES = ("x86_64", "aarch64")
+PYTHON = (3, 11)
+
+# An endpoint in the registry has exactly these fields; a tuple lists what a field may be.
+ENDPOINT_FIELDS: dict[str, tuple[str, ...] | type] = {
+    "bind": ("loopback", "any"),
+    "port": int,
+    "scheme": ("https", "grpcs", "ssh"),
+    "auth": ("client_certificate", "token", "login", "public", "ssh"),
+    "callers": list,
+}
+# Made by the role `inputs` in the course of a run; nobody sets them.
+MADE_LATER = ("watchpost_artifacts", "watchpost_secrets")
+
+
+class ActionModule(ActionBase):
+    """The controller's half of the module of the same name."""
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Collect the problems; fail when there are any."""
+        result = super().run(tmp, task_vars)
+        args, variables = self._task.args, task_vars or {}
+        roles = {
+            role.name: role for role in Path(args["roles"]).iterdir() if (role / "meta/argument_specs.yml").exists()
+        }
+        problems = list(self._variables(roles, variables))
+        # Whatever of these cannot be worked out is among the problems already.
+        registry = as_mapping(self._value("watchpost_endpoints"))
+        components = as_list(self._value("watchpost_components"))
+        problems += registry_problems(registry, components, as_list(self._value("pki_extra_identities")))
+        problems += group_problems(registry, components, variables["groups"], variables["inventory_hostname"])
+        problems += self._host(args, variables, registry, components)
+        if problems:
+            count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+            lines = "\n".join(f"  - {problem}" for problem in problems)
+            result.update(failed=True, msg=f"preflight found {count}; nothing was changed:\n{lines}")
+        return result
+
+    def _value(self, name: str) -> object:
+        try:
+            return self._templar.template(self._raw.get(name))
+        except AnsibleError:
+            return None
+
+    def _variables(self, roles: dict[str, Path], variables: dict[str, Any]) -> Iterator[str]:
+        """Check every variable that is set and has a role's prefix against that role's specification."""
+        # A value may refer to another role's default, which Ansible does not know before that role's turn.
+        defaults: dict[str, Any] = {
+            "watchpost_artifacts": {},
+            "watchpost_secrets": dict.fromkeys(as_mapping(variables.get("watchpost_secret_generations")), ""),
+        }
+        specs: dict[str, dict[str, Any]] = {}
+        for name, role in roles.items():
+            entries = self._loader.load_from_file(str(role / "meta/argument_specs.yml"))["argument_specs"]
+            specs[name] = entries["main"].get("options") or {}
+            if "shared" in entries:
+                specs["watchpost"] = entries["shared"]["options"]
+            for kind in ("defaults", "vars"):
+                if (file := role / kind / "main.yml").exists():
+                    defaults.update(self._loader.load_from_file(str(file), trusted_as_template=True) or {})
+        self._raw = {**defaults, **variables}
+        self._templar = self._templar.copy_with_new_env(available_variables=self._raw)
+
+        for name in variables:
+            # The longest prefix wins: otel_collector_x is not a variable of a role otel.
+            role_name = max((r for r in specs if name.startswith(f"{r}_")), key=len, default=None)
+            if role_name and name not in specs[role_name] and name not in MADE_LATER:
+                near = difflib.get_close_matches(name, specs[role_name], 1, 0.6)
+                owner = "a shared variable" if role_name == "watchpost" else f"a variable of the role {role_name}"
+                yield f"{name} is not {owner}" + (f"; did you mean {near[0]}?" if near else "")
+        for role_name, spec in specs.items():
+            values = {}
+            for name, option in spec.items():
+                if name in variables:
+                    try:
+                        values[name] = self._templar.template(variables[name])
+                    except AnsibleError as error:
+                        yield f"{name} cannot be worked out: {one_line(error)}"
+                elif option.get("required") and role_name != "service":  # whose callers give it what it requires
+                    wanted = role_name in (*variables["group_names"], "preflight", "inputs", "host", "pki", "watchpost")
+                    if wanted:
+                        yield f"{name} is not set: {option['description']}"
+            checked = {name: spec[name] for name in values}
+            yield from ArgumentSpecValidator(checked).validate(values, validate_role_argument_spec=True).error_messages
+
+    def _host(
+        self, args: dict[str, Any], variables: dict[str, Any], registry: Mapping[str, Any], components: list[str]
+    ) -> Iterator[str]:
+        """Look at the host and judge what is there."""
+        endpoints = {
+            endpoint["port"]: (f"{component}.{name}", endpoint["bind"])
+            for component in components
+            for name, endpoint in as_mapping(registry.get(component)).items()
+            if not list(endpoint_problems("", endpoint, None))
+        }
+        began = time.time()
+        found = self._execute_module(
+            module_name="watchpost_preflight",
+            module_args={"directories": list(args["min_disk_mb"]), "ports": list(endpoints)},
+            task_vars=variables,
+        )
+        ended = time.time()
+        if found.get("failed") or "clock" not in found:
+            yield f"the host cannot be looked at: {found.get('msg', found)}"
+            return
+        release = found["os_release"]
+        if (release.get("ID"), release.get("VERSION_ID")) not in TESTED and not args["allow_untested_os"]:
+            yield (
+                f"the operating system is {release.get('PRETTY_NAME', 'unknown')}; Watchpost is tested on Debian 12, "
+                "Debian 13 and Ubuntu 24.04 (to go on all the same: preflight_allow_untested_os)"
+            )
+        if found["architecture"] not in ARCHITECTURES:
+            yield f"the CPU architecture is {found['architecture']}; it must be one of {', '.join(ARCHITECTURES)}"
+        if found["init"] != "systemd":
+            yield f"process 1 is {found['init'] or 'unknown'}; Watchpost needs systemd"
+        if tuple(int(part) for part in found["python"].split(".")[:2]) < PYTHON:
+            yield f"the host's Python is {found['python']}; it must be at least {PYTHON[0]}.{PYTHON[1]}"
+        if found["user_id"] != 0:
+            yield "Ansible is not root on the host; set ansible_user: root or ansible_become: true"
+        if found["memory_mb"] < args["min_memory_mb"]:
+            yield f"the host has {found['memory_mb']} MiB of memory; preflight_min_memory_mb is {args['min_memory_mb']}"
+        for directory, needed in args["min_disk_mb"].items():
+            if found["free_mb"][directory] < needed:
+                yield f"{directory} has {found['free_mb'][directory]} MiB free; preflight_min_disk_mb demands {needed}"
+        offset = max(began - found["clock"], found["clock"] - ended)
+        if offset > args["max_clock_offset"]:
+            side = "behind" if found["clock"] < began else "ahead of"
+            yield (
+                f"the host's clock is {offset:.0f} s {side} this machine's; "
+                "set it right, as certificates and traces depend on it"
+            )
+        for listener in found["listeners"]:
+            key, bind = endpoints[listener["port"]]
+            ours = listener["unit"].startswith("watchpost-")
+            if not ours and (bind == "any" or listener["loopback"] or listener["wildcard"]):
+                yield (
+                    f"port {listener['port']} is taken by {listener['process'] or 'an unknown process'} "
+                    f"(pid {listener['pid']}, {listener['unit'] or 'no unit'}); stop that, or change the port of "
+                    f"{key} in group_vars/all/endpoints.yml"
+                )
+
+
+def registry_problems(registry: Mapping[str, Any], components: list[str], extra_identities: list[str]) -> Iterator[str]:
+    """Check the registry of endpoints: fields, choices, callers, and ports given twice on this host."""
+    callers = {*registry, "operator", "outside", *extra_identities}
+    for component, endpoints in registry.items():
+        if not isinstance(endpoints, Mapping) or not endpoints:
+            yield f"watchpost_endpoints.{component} must map names to endpoints"
+            continue
+        for name, endpoint in endpoints.items():
+            yield from endpoint_problems(f"watchpost_endpoints.{component}.{name}", endpoint, callers)
+    taken: dict[int, str] = {}
+    for component in ("host", *components):
+        for name, endpoint in as_mapping(registry.get(component)).items():
+            port = as_mapping(endpoint).get("port")
+            if port in taken:
+                yield f"port {port} is given twice in watchpost_endpoints: to {taken[port]} and to {component}.{name}"
+            taken[port] = f"{component}.{name}"
+
+
+def endpoint_problems(key: str, endpoint: object, callers: set[str] | None) -> Iterator[str]:
+    """Check one endpoint of the registry; its callers only against a set of them."""
+    if not isinstance(endpoint, Mapping):
+        yield f"{key} must be a mapping of {', '.join(ENDPOINT_FIELDS)}"
+        return
+    for field in endpoint:
+        if field not in ENDPOINT_FIELDS:
+            near = difflib.get_close_matches(field, ENDPOINT_FIELDS, 1, 0.6)
+            yield f"{key}.{field} is not a field of an endpoint" + (f"; did you mean {near[0]}?" if near else "")
+    for field, allowed in ENDPOINT_FIELDS.items():
+        value = endpoint.get(field)
+        if field not in endpoint:
+            yield f"{key} has no {field}"
+        elif isinstance(allowed, tuple):
+            if value not in allowed:
+                yield f"{key}.{field} is {value}; it must be one of {', '.join(allowed)}"
+        elif allowed is int:
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 65535:
+                yield f"{key}.{field} is {value}; it must be a whole number from 1 to 65535"
+        elif not isinstance(value, list):
+            yield f"{key}.{field} is {value}; it must be a list"
+        else:
+            for unknown in [caller for caller in value if callers is not None and caller not in callers]:
+                near = difflib.get_close_matches(str(unknown), callers or (), 1, 0.6)
+                yield f"{key}.{field} names {unknown}, which nobody is" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def group_problems(
+    registry: Mapping[str, Any], components: list[str], groups: dict[str, list[str]], hostname: str
+) -> Iterator[str]:
+    """Check the inventory's groups: misspelt components, and components on a host that is not prepared."""
+    known = [component for component in registry if component != "host"]
+    for component in components:
+        if component not in known:
+            yield f"watchpost_components names {component}, which watchpost_endpoints does not have"
+    if not components:
+        yield f"{hostname} is in no component's group, so there is nothing to run; the groups are {', '.join(known)}"
+    for group, members in groups.items():
+        if group in known:
+            if strays := sorted(set(members) - set(groups.get("watchpost", []))):
+                yield f"{', '.join(strays)} must be in the inventory group watchpost too, as {group} runs there"
+        elif near := difflib.get_close_matches(group.replace("-", "_"), known, 1, 0.8):
+            yield f"the inventory group {group} is not a component; did you mean {near[0]}?"
+
+
+def as_mapping(value: object) -> Mapping[str, Any]:
+    """Return a mapping as it is, and anything else as an empty one."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def as_list(value: object) -> list[Any]:
+    """Return a list as it is, and anything else as an empty one."""
+    return value if isinstance(value, list) else []
+
+
+def one_line(error: Exception) -> str:
+    """Return an error's own words, without line breaks."""
+    return " ".join(str(error).split())

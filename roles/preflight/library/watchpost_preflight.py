@@ -1,0 +1,98 @@
+#!/usr/bin/python
+"""Look at a host: all that preflight judges, in one go. Changes nothing, and runs on old Pythons too."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import time
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = """
+module: watchpost_preflight
+short_description: Refuse a wrong host or a wrong variable before anything is changed
+description:
+  - The action plugin of the same name judges; this part only looks at the host.
+options:
+  directories: {description: Where to measure free disk space., type: list, elements: path, required: true}
+  ports: {description: Whose listeners to look for., type: list, elements: int, required: true}
+"""
+
+
+def main():  # noqa: ANN201
+    """Read the arguments, look, report."""
+    module = AnsibleModule(
+        argument_spec={
+            "directories": {"type": "list", "elements": "path", "required": True},
+            "ports": {"type": "list", "elements": "int", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    module.exit_json(
+        changed=False,
+        os_release=os_release(),
+        architecture=platform.machine(),
+        init=read("/proc/1/comm").strip(),
+        python=platform.python_version(),
+        user_id=os.geteuid(),
+        memory_mb=int(re.search(r"MemTotal:\s+(\d+)", read("/proc/meminfo")).group(1)) // 1024,
+        free_mb={directory: free_mb(directory) for directory in module.params["directories"]},
+        listeners=listeners(set(module.params["ports"])),
+        clock=time.time(),
+    )
+
+
+def read(path):  # noqa: ANN001, ANN201
+    """Return a file's text; nothing when it cannot be read."""
+    try:
+        with open(path, errors="replace") as file:  # noqa: PTH123
+            return file.read()
+    except OSError:
+        return ""
+
+
+def os_release():  # noqa: ANN201
+    """Return the fields of os-release(5)."""
+    lines = (line.partition("=") for line in read("/etc/os-release").splitlines())
+    return {key: value.strip("\"'") for key, _, value in lines if key}
+
+
+def free_mb(directory):  # noqa: ANN001, ANN201
+    """Return the MiB that are free where a directory is, or will be."""
+    while not os.path.exists(directory):  # noqa: PTH110
+        directory = os.path.dirname(directory)  # noqa: PTH120
+    status = os.statvfs(directory)
+    return status.f_bavail * status.f_frsize // 1024 // 1024
+
+
+def listeners(ports):  # noqa: ANN001, ANN201
+    """Return who listens on these TCP ports: port, whether on loopback only, process, pid and systemd unit."""
+    sockets = {}
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in read(table).splitlines()[1:]:
+            fields = line.split()
+            address, _, port = fields[1].partition(":")
+            if fields[3] == "0A" and int(port, 16) in ports:
+                # Addresses are little-endian hexadecimal; these are 127.x.y.z, the same mapped into IPv6, and ::1.
+                loopback = address.endswith("7F") or address == "00000000000000000000000001000000"
+                wildcard = not address.strip("0")
+                sockets[f"socket:[{fields[9]}]"] = {"port": int(port, 16), "loopback": loopback, "wildcard": wildcard}
+    for pid in filter(str.isdigit, os.listdir("/proc") if sockets else []):  # noqa: PTH208
+        try:
+            links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]  # noqa: PTH115, PTH208
+        except OSError:
+            continue  # it has ended, or is not ours to look at
+        for link in set(links) & set(sockets):
+            unit = re.search(r"([^/\s]+\.(?:service|socket|scope))", read(f"/proc/{pid}/cgroup"))
+            sockets[link].update(
+                process=read(f"/proc/{pid}/comm").strip(),
+                pid=int(pid),
+                unit=unit.group(1) if unit else "",
+            )
+    return [dict({"process": "", "pid": 0, "unit": ""}, **found) for found in sockets.values()]
+
+
+if __name__ == "__main__":
+    main()
