@@ -28,7 +28,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from watchpost import packages
+from watchpost import packages, secrets
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("WATCHPOST_CACHE", "~/.cache/watchpost")).expanduser()
@@ -86,6 +86,11 @@ class Host:
     def inventory(self) -> Path:
         """Ansible's inventory file for the host."""
         return self.state / "inventory" / "hosts.yml"
+
+    @property
+    def deployment(self) -> str:
+        """The name under which the controller keeps the host's secrets: this host's alone."""
+        return f"testhost-{self.id}"
 
     @property
     def sockets(self) -> Path:
@@ -278,8 +283,7 @@ def inventory_text(host: Host, address: str, groups: Sequence[str]) -> str:
         "ansible_ssh_private_key_file": f"{host.state}/id_ed25519",
         "ansible_ssh_common_args": " ".join(host.ssh_options),
         "ansible_control_path_dir": str(host.sockets),
-        # The checkout's key is in the name, so that two checkouts share no secrets.
-        "watchpost_deployment": f"testhost-{host.id}",
+        "watchpost_deployment": host.deployment,
     }
     children: dict[str, Any] = {"watchpost": {"hosts": {host.name: variables}}}
     children |= {group: {"hosts": {host.name: None}} for group in groups if group != "watchpost"}
@@ -524,8 +528,9 @@ def down(host: Host) -> None:
                 before.unlink()
         for leftover in ("propagate", "unix-export"):
             shutil.rmtree(Path("/run/systemd/nspawn", leftover, host.id), ignore_errors=True)
-        if host.state.exists():
-            shutil.rmtree(host.state)
+        for directory in (host.state, secrets.state_dir(host.deployment)):
+            if directory.exists():
+                shutil.rmtree(directory)
 
 
 def _kill(host: Host) -> None:
@@ -592,6 +597,27 @@ def ssh_command(
             raise TestHostError(f"test host {name} does not run: testhost up {name}")
     argv = host.ssh(*(command or ()))
     os.execvp(argv[0], argv)  # noqa: S606 - becoming ssh is the point
+
+
+@app.command("inventory")
+def inventory_command(name: Name) -> None:
+    """Print the path of a test host's inventory."""
+    print(Host(name).inventory)
+
+
+@app.command("show")
+def show_command(name: Name) -> None:
+    """Show where the appliance on a test host is reached, and by whom."""
+    host = Host(name)
+    url = f"https://{host.facts['address']}"
+    print(f"""
+The application   {url}/
+Grafana           {url}/grafana/   as admin; its password:
+                    python -m watchpost secrets show grafana_admin_password --deployment {host.deployment}
+CA to trust       {secrets.state_dir(host.deployment)}/ca.crt
+A shell           python -m watchpost testhost ssh {name}
+Inventory         {host.inventory}
+""")
 
 
 @app.command("list")

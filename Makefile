@@ -1,0 +1,71 @@
+# `make` alone shows what there is. Every target works on a fresh clone: what it needs, it makes first.
+
+HOST ?= appliance  # name of the test host of `make up`
+JOBS ?= 2          # Molecule scenarios at a time
+HOST := $(strip $(HOST))
+JOBS := $(strip $(JOBS))
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help venv up down test lint unit molecule lock
+
+export VIRTUAL_ENV := $(CURDIR)/.venv
+export PATH := $(VIRTUAL_ENV)/bin:$(PATH)
+
+VENV := .venv/complete
+WATCHPOST := python -m watchpost
+INVENTORY = $$($(WATCHPOST) testhost inventory $(HOST))
+# $(call step,what is being done,command): says so, and how long it took
+step = @echo "▸ $(1)"; start=$$SECONDS; $(2); echo "  done in $$((SECONDS - start)) s"
+
+help:  ## Show this list
+	@sed -En 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+up: $(VENV)  ## Boot a test host, put the whole appliance on it and prove that it works
+	$(call step,Debian packages of this machine,$(WATCHPOST) packages "test hosts" "building from source")
+	$(call step,Programs in the artifact store (built from source the first time: about 20 minutes),$(WATCHPOST) artifacts ensure)
+	$(call step,Test host,$(WATCHPOST) testhost up $(HOST) >/dev/null)
+	$(call step,The appliance,ansible-playbook -i "$(INVENTORY)" site.yml)
+	$(call step,Proof,$(WATCHPOST) verify --inventory "$(INVENTORY)")
+	@$(WATCHPOST) testhost show $(HOST)
+
+down: $(VENV)  ## Remove the test host of `make up`, and nothing else
+	@$(WATCHPOST) testhost down $(HOST)
+
+test: $(VENV)  ## Everything: linters, unit tests and all Molecule scenarios
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory unit
+	@$(MAKE) --no-print-directory molecule
+
+lint: $(VENV)  ## Style, types and safety of Python, YAML, roles and shell scripts
+	$(call step,Debian packages of the linters,$(WATCHPOST) packages linting)
+	$(call step,ruff,ruff check . && ruff format --check .)
+	$(call step,mypy,mypy)
+	$(call step,yamllint,yamllint --strict .)
+	$(call step,shellcheck,git ls-files -z -- '*.sh' .ci/run | xargs -0 shellcheck)
+	$(call step,ansible-lint,ansible-lint --offline)
+
+unit: $(VENV)  ## Unit tests
+	$(call step,Unit tests,pytest --quiet)
+
+molecule: $(VENV)  ## All Molecule scenarios, two at a time; SCENARIO=x for one
+	$(call step,Debian packages of this machine,$(WATCHPOST) packages "test hosts" "building from source")
+	$(call step,Programs in the artifact store (built from source the first time: about 20 minutes),$(WATCHPOST) artifacts ensure)
+	@python molecule/run.py --jobs $(JOBS) $(SCENARIO)
+
+lock: $(VENV)  ## Pin requirements.in, with hashes, into requirements.lock
+	@uv pip compile --quiet requirements.in --python-version 3.11 --generate-hashes --output-file requirements.lock
+
+venv: $(VENV)  ## The Python environment in .venv
+
+# The first Python that will do: 3.11 or newer, able to make a virtual environment.
+PYTHON = $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $$p && break; done)
+
+$(VENV): requirements.lock
+	@test -n "$(PYTHON)" || { \
+	  echo 'No Python 3.11 or newer that can make a virtual environment.' \
+	       'On Debian 12 and newer, as root: apt-get install python3 python3-venv' >&2; exit 1; }
+	$(call step,Python packages into .venv,$(PYTHON) -m venv .venv && pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock)
+	@touch $@
