@@ -21,6 +21,7 @@ T = TypeVar("T")
 _CONNECT_TIMEOUT = 4.0  # seconds: a host that is not to be had must not hold up the fall-back
 _READ_TIMEOUT = 30.0  # seconds without a byte
 _ATTEMPTS = 4
+_PAUSE = 1.0  # seconds before the first retry; each further wait is twice as long
 _NOT_ITS_OWN_ANSWER = {
     403,
     407,
@@ -39,9 +40,8 @@ class NotFound(ArtifactError):
 class Downloader:
     """One client for a run; it remembers which hosts could not be reached, so that each is tried once."""
 
-    def __init__(self, pause: float = 1.0) -> None:
-        """Take the seconds to wait before the first retry; each further wait is twice as long."""
-        self._pause = pause
+    def __init__(self) -> None:
+        """Connect to nothing yet."""
         self._unreachable: dict[str, str] = {}
         self._opened: httpx.Client | None = None
 
@@ -81,7 +81,7 @@ class Downloader:
         for attempt in range(_ATTEMPTS):
             if attempt:
                 say(f"{url}: {reason}; trying again ({attempt + 1} of {_ATTEMPTS})")
-                time.sleep(self._pause * 2 ** (attempt - 1))
+                time.sleep(_PAUSE * 2 ** (attempt - 1))
             try:
                 return get()
             except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
