@@ -25,7 +25,11 @@ def connect(url: URL) -> Engine:
 
     The engine is looked up in `sqlalchemy` at call time: that is the name which the instrumentation replaces.
     """
-    engine = sqlalchemy.create_engine(url, connect_args={"timeout": BUSY_SECONDS})
+    engine = sqlalchemy.create_engine(
+        url,
+        connect_args={"timeout": BUSY_SECONDS},
+        hide_parameters=True,  # an error's text goes into logs and spans; what people typed must not
+    )
 
     @event.listens_for(engine, "connect")
     def readers_do_not_wait_for_writers(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:

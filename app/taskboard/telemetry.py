@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 from opentelemetry import metrics, trace
 from opentelemetry._logs import get_logger_provider
@@ -35,14 +36,26 @@ class WorkerConfigurator(_BaseConfigurator):
         WorkerConfigurator.arguments = kwargs
 
 
+class OncePerMinute(logging.Filter):
+    """Lets a logger speak once a minute on each level: a Collector that is away must not fill the journal."""
+
+    def __init__(self) -> None:
+        """Remember nothing yet."""
+        super().__init__()
+        self.last: dict[tuple[str, int], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is the first of its logger and level for a minute."""
+        key = (record.name, record.levelno)
+        if record.created - self.last.get(key, 0.0) < 60:
+            return False
+        self.last[key] = record.created
+        return True
+
+
 def start_in_worker() -> None:
     """Start the SDK, from the environment as usual, under an identity of this process's own."""
-    # Warnings go to the journal too, where they are found when no telemetry leaves the host.
-    journal = logging.StreamHandler()
-    journal.setLevel(logging.WARNING)
-    journal.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-    logging.getLogger().addHandler(journal)
-    logging.getLogger().setLevel(logging.INFO)
+    _log_to_journal()
     if (arguments := WorkerConfigurator.arguments) is None:
         return  # not under `opentelemetry-instrument`
     sdk = OpenTelemetryConfigurator()  # type: ignore[no-untyped-call]
@@ -51,9 +64,29 @@ def start_in_worker() -> None:
     SystemMetricsInstrumentor(config=PROCESS_METRICS).instrument()
 
 
+def _log_to_journal() -> None:
+    """Have warnings written to the journal too, where they are found when no telemetry leaves the host."""
+
+    def handler() -> logging.Handler:
+        made = logging.StreamHandler()
+        made.setLevel(logging.WARNING)
+        made.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+        return made
+
+    logging.getLogger().addHandler(handler())
+    logging.getLogger().setLevel(logging.INFO)
+    # What the exporters complain about is not sent through those very exporters.
+    exporters, seldom = logging.getLogger("opentelemetry"), handler()
+    seldom.addFilter(OncePerMinute())
+    exporters.addHandler(seldom)
+    exporters.propagate = False
+
+
 def stop_in_worker() -> None:
-    """Send what is still in memory, so that a graceful stop loses nothing."""
-    for provider in (trace.get_tracer_provider(), metrics.get_meter_provider(), get_logger_provider()):
-        shutdown = getattr(provider, "shutdown", None)  # the API's own providers, without an SDK, have none
-        if shutdown:
-            shutdown()
+    """Send what is still in memory, so that a graceful stop loses nothing; without a Collector, give up in time."""
+    providers = (trace.get_tracer_provider(), metrics.get_meter_provider(), get_logger_provider())
+    # The API's own providers, without an SDK, have nothing to shut down.
+    with ThreadPoolExecutor() as pool:  # each may wait for an export's timeout
+        for provider in providers:
+            if shutdown := getattr(provider, "shutdown", None):
+                pool.submit(shutdown)
