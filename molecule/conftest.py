@@ -1,11 +1,12 @@
 """What the scenarios' tests share: the registry of endpoints and ways to ask the host.
 
 A scenario's tests get `host` from testinfra, and from here the fixtures `endpoints`, `components`, `ask`, `send`,
-`exposure`, `listening`, `journal`, `unit`, `site` and
+`exposure`, `listening`, `journal`, `unit`, `site`, `converge` and
 `assert_refused`. A test that takes `component`, or `component` and `endpoint`, runs once
 for each that the scenario's host has.
 """
 
+import functools
 import json
 import os
 import re
@@ -181,19 +182,26 @@ class Run:
         return not re.search(r"\bchanged=0\b", self.output)
 
 
+def run_playbook(playbook, *options, **variables):
+    """Run a playbook against the scenario's host with some variables changed, as a user would."""
+    program = str(Path(sys.executable).with_name("ansible-playbook"))
+    # The whole directory: beside the file that Molecule writes lies the one that tells how to reach the test host.
+    inventory = str(Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent)
+    command = [program, "-i", inventory, str(playbook), "-e", json.dumps(variables), *options]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    return Run(done.returncode, done.stdout + done.stderr)
+
+
 @pytest.fixture
 def site():
-    """Run site.yml against the scenario's host with some variables changed, as a user would."""
+    """Run site.yml against the scenario's host with some variables changed."""
+    return functools.partial(run_playbook, "site.yml")
 
-    def site(*options, **variables):
-        playbook = str(Path(sys.executable).with_name("ansible-playbook"))
-        # The whole directory: beside the file that Molecule writes lies the one that tells how to reach the test host.
-        inventory = str(Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent)
-        command = [playbook, "-i", inventory, "site.yml", "-e", json.dumps(variables)]
-        done = subprocess.run([*command, *options], cwd=PROJECT, capture_output=True, text=True)
-        return Run(done.returncode, done.stdout + done.stderr)
 
-    return site
+@pytest.fixture
+def converge():
+    """Run the scenario's own converge.yml with some variables changed."""
+    return functools.partial(run_playbook, Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"], "converge.yml"))
 
 
 @pytest.fixture
