@@ -38,6 +38,8 @@ RUNTIME = Path("/run/watchpost-testhost")
 #: The addresses that test hosts are given, a /30 each.
 POOL = ipaddress.IPv4Network("10.213.0.0/16")
 IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
+#: The machine's name servers; and, where the first is a resolver on loopback (systemd-resolved), those that it asks.
+RESOLV_CONF = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
 
 SUITES = ("trixie", "bookworm")
 #: What a freshly installed server has, and no more: whatever else a role needs, it must install.
@@ -260,11 +262,11 @@ def networks_in_use() -> list[ipaddress.IPv4Network]:
 
 def resolv_conf() -> str:
     """This machine's name servers, as the host can reach them: a resolver on loopback is replaced by what it asks."""
-    text = Path("/etc/resolv.conf").read_text()
+    own, upstream = RESOLV_CONF
+    text = own.read_text()
     if re.search(r"^nameserver\s+(127\.|::1)", text, re.MULTILINE):
-        upstream = Path("/run/systemd/resolve/resolv.conf")
         if not upstream.exists():
-            raise TestHostError("/etc/resolv.conf names a resolver on loopback, which a test host cannot reach")
+            raise TestHostError(f"{own} names a resolver on loopback, which a test host cannot reach")
         text = upstream.read_text()
     return text
 

@@ -1,0 +1,125 @@
+"""Test hosts: what is decided about one, without booting it."""
+
+import ipaddress
+import json
+
+import pytest
+import yaml
+
+from watchpost import testhost
+from watchpost.testhost import POOL, Host, TestHostError, choose_subnet, inventory_text
+
+
+def subnets(*texts):
+    return [ipaddress.IPv4Network(text) for text in texts]
+
+
+def test_two_checkouts_share_no_name(monkeypatch, tmp_path):
+    here = Host("appliance")
+    names = {
+        here.key,
+        here.id,
+        here.netns,
+        here.veth,
+        here.nft_table,
+        str(here.state),
+        str(here.sockets),
+        here.deployment,
+    }
+    monkeypatch.setattr(testhost, "CHECKOUT", tmp_path)
+    there = Host("appliance")
+    assert names.isdisjoint(
+        {
+            there.key,
+            there.id,
+            there.netns,
+            there.veth,
+            there.nft_table,
+            str(there.state),
+            str(there.sockets),
+            there.deployment,
+        }
+    )
+
+
+def test_names_fit_the_kernels_limits():
+    host = Host("a" * 40)
+    assert len(host.veth) <= 15
+    # ssh adds a hash of 10 digits and, for a moment, 17 characters to the socket's path.
+    assert len(f"{host.sockets}/") + 10 + 17 < 108
+
+
+@pytest.mark.parametrize("name", ["", "-a", "A", "a_b", "../a", "a" * 41])
+def test_name_that_cannot_be_a_host_name_is_refused(name):
+    with pytest.raises(TestHostError, match="host name"):
+        Host(name)
+
+
+def test_subnet_is_the_same_each_time():
+    assert choose_subnet("0000abcd", []) == choose_subnet("0000abcd", subnets("192.168.0.0/24"))
+
+
+def test_taken_subnet_is_left_alone():
+    first = choose_subnet("0000abcd", [])
+    second = choose_subnet("0000abcd", [first])
+    assert not first.overlaps(second) and second.subnet_of(POOL)
+
+
+def test_last_subnet_is_followed_by_the_first():
+    last = choose_subnet("00003fff", [])
+    assert last.broadcast_address == POOL.broadcast_address
+    assert choose_subnet("00003fff", [last]).network_address == POOL.network_address
+
+
+def test_default_route_does_not_count_as_taken():
+    assert choose_subnet("0000abcd", subnets("0.0.0.0/0"))
+
+
+def test_full_pool_is_told():
+    with pytest.raises(TestHostError, match=str(POOL)):
+        choose_subnet("0000abcd", [POOL])
+
+
+def test_inventory_holds_the_host_in_each_group():
+    host = Host("appliance")
+    tree = yaml.safe_load(inventory_text(host, "10.213.0.2", ["loki", "tempo"]))["all"]["children"]
+    assert set(tree) == {"watchpost", "loki", "tempo"}
+    assert all(set(group["hosts"]) == {"appliance"} for group in tree.values())
+
+
+def test_inventory_trusts_no_host_key_but_the_hosts_own():
+    host = Host("appliance")
+    variables = yaml.safe_load(inventory_text(host, "10.213.0.2", []))["all"]["children"]["watchpost"]["hosts"][
+        "appliance"
+    ]
+    assert "StrictHostKeyChecking=yes" in variables["ansible_ssh_common_args"]
+    assert f"UserKnownHostsFile={host.state}/known_hosts" in variables["ansible_ssh_common_args"]
+
+
+def test_groups_are_those_of_an_appliance_that_runs_everything():
+    registry = yaml.safe_load((testhost.CHECKOUT / "group_vars/all/endpoints.yml").read_text())["watchpost_endpoints"]
+    assert set(testhost.component_groups()) == set(registry) - {"host"}
+
+
+def test_resolver_on_loopback_is_replaced_by_what_it_asks(monkeypatch, tmp_path):
+    stub, upstream = tmp_path / "stub", tmp_path / "upstream"
+    stub.write_text("nameserver 127.0.0.53\n")
+    monkeypatch.setattr(testhost, "RESOLV_CONF", (stub, upstream))
+    with pytest.raises(TestHostError, match="loopback"):
+        testhost.resolv_conf()
+    upstream.write_text("nameserver 192.0.2.1\n")
+    assert testhost.resolv_conf() == "nameserver 192.0.2.1\n"
+
+
+def test_host_that_was_never_made_is_not_running(monkeypatch, tmp_path):
+    monkeypatch.setattr(testhost, "HOSTS", tmp_path)
+    host = Host("never-made")
+    assert host.facts == {} and not testhost.is_running(host)
+
+
+def test_running_hosts_facts_are_read_back(monkeypatch, tmp_path):
+    monkeypatch.setattr(testhost, "HOSTS", tmp_path)
+    host = Host("made")
+    host.state.mkdir()
+    (host.state / "host.json").write_text(json.dumps({"address": "10.213.0.2"}))
+    assert host.ssh("true")[-2:] == ["root@10.213.0.2", "true"]
