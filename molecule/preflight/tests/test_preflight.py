@@ -1,0 +1,196 @@
+"""Whatever is wrong is refused before anything is changed, all of it at once, each by name."""
+
+import json
+import re
+import time
+
+import pytest
+
+# What a test spoils of the host's own truth, by Python's own hook: every Python that is started with it tells lies.
+LIES = """
+import platform, time
+platform.machine = lambda: "riscv64"
+platform.python_version = lambda: "3.9.2"
+true_time = time.time
+time.time = lambda: true_time() - 1000
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_changed(host):
+    """After all of these tests the host is as it was."""
+    host.check_output("touch /run/before-tests && sleep 0.1")  # a file's age has the kernel's tick as its unit
+    yield
+    assert (
+        host.check_output("find /etc /opt /usr /var/lib -xdev -newer /run/before-tests -not -path '*/systemd/*'") == ""
+    )
+
+
+@pytest.fixture
+def refusal(site):
+    """Run site.yml with something wrong; return what preflight says."""
+
+    def refusal(*options, **variables):
+        run = site(*options, **variables)
+        assert run.code != 0, run.output
+        assert "nothing was changed" in run.output, run.output
+        assert "changed=0" in run.output and "inputs" not in run.output
+        return run.output
+
+    return refusal
+
+
+def test_all_wrong_variables_are_named_at_once(refusal):
+    said = refusal(
+        loki_retenton_days=5,
+        watchpost_pubic_name="example.org",
+        watchpost_artifact_source="floppy",
+        pki_validity_days="many",
+        host_firewall_extra_ports={"http": 80},
+        host_journal_max_use="{{ nothing_like_this }}",
+    )
+    assert "preflight found 6 problems" in said
+    assert "loki_retenton_days is not a variable of the role loki" in said
+    assert "watchpost_pubic_name is not a shared variable; did you mean watchpost_public_name?" in said
+    assert "watchpost_artifact_source must be one of: auto, release, mirror, source, got: floppy" in said
+    assert "'pki_validity_days' is of type str and we were unable to convert to int" in said
+    assert "'host_firewall_extra_ports' is of type dict and we were unable to convert to list" in said
+    assert "host_journal_max_use cannot be worked out: 'nothing_like_this' is undefined" in said
+
+
+def test_value_that_refers_to_another_roles_default_or_to_a_secret_is_understood(converge):
+    run = converge(
+        pki_validity_days="{{ pki_renew_before_days * 4 }}",
+        host_journal_max_retention="{{ (watchpost_secrets.otlp_ingest_token | length + 1) }}day",
+    )
+    assert run.code == 0, run.output
+
+
+def test_wrong_registry_is_refused(refusal):
+    sound = {"bind": "loopback", "port": 3000, "scheme": "https", "auth": "login", "callers": ["operator"]}
+    said = refusal(
+        watchpost_components=["grafana", "loki", "lokki"],
+        watchpost_endpoints={
+            "grafana": {
+                "one": {**sound, "bind": "every", "auth": "none", "scheme": "http"},
+                "two": {**sound, "port": "3001", "callers": ["opertor"]},
+                "three": {"prt": 1, **sound},
+            },
+            "loki": {"http": {**sound, "port": 70000}, "grpc": {"port": 22}, "tail": {**sound, "port": 22}},
+            "host": {"ssh": {**sound, "port": 22, "bind": "any", "scheme": "ssh", "auth": "ssh"}},
+        },
+    )
+    for words in (
+        "watchpost_endpoints.grafana.one.bind is every; it must be one of loopback, any",
+        "watchpost_endpoints.grafana.one.auth is none; it must be one of client_certificate",
+        "watchpost_endpoints.grafana.one.scheme is http; it must be one of https",
+        "watchpost_endpoints.grafana.two.port is 3001; it must be a whole number",
+        "watchpost_endpoints.grafana.two.callers names opertor, which nobody is; did you mean operator?",
+        "watchpost_endpoints.grafana.three.prt is not a field of an endpoint; did you mean port?",
+        "watchpost_endpoints.loki.http.port is 70000",
+        "watchpost_endpoints.loki.grpc has no bind",
+        "port 3000 is given twice in watchpost_endpoints: to grafana.one and to grafana.three",
+        "port 22 is given twice in watchpost_endpoints: to host.ssh and to loki.grpc",
+        "watchpost_components names lokki",
+    ):
+        assert words in said
+
+
+def test_wrong_inventory_groups_are_refused(refusal, host, tmp_path):
+    name = host.backend.get_hostname()
+    groups = {"promethus": [name], "otel-collector": [name], "loki": ["stray"]}
+    inventory = {
+        "all": {"children": {g: {"hosts": {member: {} for member in members}} for g, members in groups.items()}}
+    }
+    (tmp_path / "more.json").write_text(json.dumps(inventory))
+    said = refusal("-i", str(tmp_path / "more.json"))
+    assert "the inventory group promethus is not a component; did you mean prometheus?" in said
+    assert "the inventory group otel-collector is not a component; did you mean otel_collector?" in said
+    assert "stray must be in the inventory group watchpost too, as loki runs there" in said
+
+
+def test_host_in_no_group_is_refused(refusal):
+    assert "is in no component's group, so there is nothing to run" in refusal(watchpost_components=[])
+
+
+def test_too_small_host_is_refused(refusal):
+    said = refusal(preflight_min_memory_mb=10**9, preflight_min_disk_mb={"/var": 10**9, "/opt/not/yet/there": 10**9})
+    assert "MiB of memory; preflight_min_memory_mb is 1000000000" in said
+    assert "/var has " in said and "/opt/not/yet/there has " in said
+
+
+@pytest.fixture
+def lies(host):
+    """A Python on the host that lies about the machine and the time."""
+    host.check_output("mkdir -p /run/lies && printf %%s %s > /run/lies/sitecustomize.py", LIES)
+    host.check_output(
+        "printf %%s %s > /run/lies/python3 && chmod +x /run/lies/python3",
+        '#!/bin/sh\nPYTHONPATH=/run/lies exec /usr/bin/python3 "$@"\n',
+    )
+    return "/run/lies/python3"
+
+
+def test_wrong_machine_python_and_clock_are_refused(refusal, lies):
+    said = refusal(ansible_python_interpreter=lies)
+    assert "the CPU architecture is riscv64; it must be one of x86_64, aarch64" in said
+    assert "the host's Python is 3.9.2; it must be at least 3.11" in said
+    assert re.search(r"the host's clock is (9\d\d|1000) s behind this machine's", said), "less what the question took"
+
+
+@pytest.fixture
+def in_place_of(host):
+    """Lay another file over one of the host's; everything is uncovered again afterwards."""
+    covered = []
+
+    def in_place_of(path, content):
+        host.check_output("printf %%s %s > /run/cover && mount --bind /run/cover %s", content, path)
+        covered.append(path)
+
+    yield in_place_of
+    for path in covered:
+        host.check_output("umount %s", path)
+
+
+def test_untested_operating_system_is_refused_unless_the_bold_insist(refusal, converge, in_place_of):
+    in_place_of("/etc/os-release", 'ID=debian\nVERSION_ID="11"\nPRETTY_NAME="Debian GNU/Linux 11 (bullseye)"\n')
+    assert "the operating system is Debian GNU/Linux 11 (bullseye)" in refusal()
+    assert converge(preflight_allow_untested_os=True).code == 0
+
+
+def test_host_without_systemd_is_refused(refusal, in_place_of):
+    in_place_of("/proc/1/comm", "runit\n")
+    assert "process 1 is runit; Watchpost needs systemd" in refusal()
+
+
+def test_ordinary_user_is_refused(refusal):
+    assert "Ansible is not root on the host" in refusal(ansible_become=True, ansible_become_user="nobody")
+
+
+@pytest.fixture
+def listen(host):
+    """Let a transient unit of the host listen on a port until the test is over."""
+    units = []
+
+    def listen(unit, port, address):
+        host.check_output("systemd-run --quiet --unit=%s python3 -m http.server --bind %s %s", unit, address, str(port))
+        units.append(unit)
+        deadline = time.monotonic() + 10
+        while f":{port} " not in host.check_output("ss --listening --tcp --numeric"):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)  # between two looks
+
+    yield listen
+    for unit in units:
+        host.check_output("systemctl stop %s", unit)
+
+
+def test_taken_port_is_refused_and_its_holder_named(refusal, listen):
+    listen("squatter", 3100, "0.0.0.0")
+    said = refusal()
+    assert "port 3100 is taken by python3 (pid " in said
+    assert "squatter.service); stop that, or change the port of loki.http in group_vars/all/endpoints.yml" in said
+
+
+def test_port_held_by_the_appliance_itself_is_no_problem(converge, listen):
+    listen("watchpost-loki", 3100, "127.0.0.1")
+    assert converge().code == 0
