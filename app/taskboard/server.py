@@ -7,7 +7,7 @@ import os
 from taskboard import database, telemetry
 from taskboard.settings import Settings
 
-__all__ = ["on_starting", "post_fork", "worker_exit"]
+__all__ = ["on_starting", "post_worker_init", "worker_exit"]
 
 
 def on_starting(server: object) -> None:
@@ -15,8 +15,8 @@ def on_starting(server: object) -> None:
     database.migrate(Settings.from_environment(os.environ).database_url)
 
 
-def post_fork(server: object, worker: object) -> None:
-    """In a new worker, before it loads the application."""
+def post_worker_init(worker: object) -> None:
+    """In a new worker, before its first request. Not in post_fork: until later, a signal to stop is not heard."""
     telemetry.start_in_worker()
 
 
