@@ -3,12 +3,14 @@
 import hashlib
 import io
 import json
+import random
 import ssl
 import subprocess
 import tarfile
 import threading
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -73,6 +75,7 @@ class Upstream:
         self.files: dict[str, Reply] = {}
         self.redirects: dict[str, str] = {}
         self.asked: list[str] = []
+        self.ranges: list[str] = []
         self.ca, certificate = self._certificates(directory)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
@@ -103,7 +106,10 @@ class Upstream:
             request.send_error(404)
             return
         body, start = reply.body, 0
-        if reply.ranges and (wanted := request.headers.get("Range")):
+        wanted = request.headers.get("Range")
+        if wanted:
+            self.ranges.append(wanted)
+        if wanted and reply.ranges:
             start = int(wanted.removeprefix("bytes=").rstrip("-"))
             request.send_response(206)
             request.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
@@ -218,7 +224,10 @@ PATHS = {
         f"/prometheus/node_exporter{RELEASES}/v{{v}}/node_exporter-{{v}}.linux-amd64.tar.gz",
         "sha256sums.txt",
     ),
-    "grafana": ("/oss/release/grafana-{v}.linux-amd64.tar.gz", "grafana-{v}.linux-amd64.tar.gz.sha256"),
+    "grafana": (
+        "/grafana/release/{v}/grafana_{v}_34846740809_linux_amd64.tar.gz",
+        "grafana_{v}_34846740809_linux_amd64.tar.gz.sha256",
+    ),
 }
 
 
@@ -255,6 +264,10 @@ def publish(upstream: Upstream, name: str, version: str, body: bytes) -> str:
 def node_exporter(upstream: Upstream, catalogue: CatalogueFile, content: str = "#!/bin/sh\n") -> str:
     version = catalogue["node_exporter"]["version"]
     return publish(upstream, "node_exporter", version, release_file("node_exporter", version, content))
+
+
+def incompressible(size: int) -> str:
+    return random.Random(1).randbytes(size // 2).hex()
 
 
 def binary(archive: str, name: str) -> str:
@@ -369,22 +382,24 @@ def test_a_checksum_file_without_the_release_in_it_is_an_error(upstream: Upstrea
 
 
 def test_a_cut_connection_goes_on_where_it_was_cut(upstream: Upstream, catalogue: CatalogueFile) -> None:
-    path = node_exporter(upstream, catalogue, content="x" * 100_000)
-    upstream.files[path].sends = [40, 40]
+    content = incompressible(200_000)
+    path = node_exporter(upstream, catalogue, content)
+    upstream.files[path].sends = [100_000, 100_000]
     result = catalogue.ensure("node_exporter", "--source", "release")
     assert result.exit_code == 0, result.stderr
-    assert upstream.asked.count(path) == 3
+    assert upstream.ranges == ["bytes=65536-", "bytes=131072-"]  # whole chunks of 64 KiB are kept
     assert "trying again (3 of 4)" in result.stderr
-    assert binary(json.loads(result.stdout)["node_exporter"]["path"], "node_exporter") == "x" * 100_000
+    assert binary(json.loads(result.stdout)["node_exporter"]["path"], "node_exporter") == content
 
 
 def test_a_cut_connection_begins_anew_where_the_server_cannot_resume(
     upstream: Upstream, catalogue: CatalogueFile
 ) -> None:
-    path = node_exporter(upstream, catalogue)
-    upstream.files[path].sends, upstream.files[path].ranges = [40], False
+    path = node_exporter(upstream, catalogue, incompressible(200_000))
+    upstream.files[path].sends, upstream.files[path].ranges = [100_000], False
     result = catalogue.ensure("node_exporter", "--source", "release")
     assert result.exit_code == 0, result.stderr
+    assert upstream.ranges == ["bytes=65536-"]
 
 
 def test_a_connection_that_is_always_cut_ends_in_an_error(
@@ -499,11 +514,9 @@ def test_two_runs_at_once_get_an_artifact_once(upstream: Upstream, catalogue: Ca
     path = node_exporter(upstream, catalogue)
     components = load(catalogue.path)
     runs = [Ensurer(components, cache, PLATFORM, "3.13", Source.release) for _ in range(2)]
-    threads = [threading.Thread(target=run.ensure, args=(["node_exporter"],)) for run in runs]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor() as pool:
+        first, second = pool.map(lambda run: run.ensure(["node_exporter"]), runs)
+    assert first == second
     assert upstream.asked.count(path) == 1
     assert not list((cache / "unfinished").glob("node_exporter-*"))
 

@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 _CONNECT_TIMEOUT = 4.0  # seconds: a host that is not to be had must not hold up the fall-back
 _READ_TIMEOUT = 30.0  # seconds without a byte
+_CHUNK = 1 << 16  # bytes; what a cut connection loses at most
 _ATTEMPTS = 4
 _PAUSE = 1.0  # seconds before the first retry; each further wait is twice as long
 _NOT_ITS_OWN_ANSWER = {
@@ -66,7 +67,7 @@ class Downloader:
                     f"bytes {have}-"
                 )
                 with to.open("ab" if resumed else "wb") as file:
-                    for chunk in response.iter_raw(1 << 20):
+                    for chunk in response.iter_raw(_CHUNK):
                         file.write(chunk)
 
         self._attempt(url, rest)

@@ -56,9 +56,6 @@ class Project:
         shutil.copy(self.directory / _LOCK, tree / "share" / _LOCK)
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text("")
-        self._pip(log, "wheel", "--no-deps", f"--wheel-dir={wheels}", str(copy))
-        if foreign := [w.name for w in wheels.glob("*.whl") if not w.name.endswith("-none-any.whl")]:
-            raise ArtifactError(f"{self.directory}: {foreign[0]} is not pure Python; only such projects can be packed")
         machine = _MACHINE[os_arch.split("-")[1]]
         tags = [f"manylinux_2_{minor}_{machine}" for minor in _GLIBC] + [f"manylinux2014_{machine}", f"linux_{machine}"]
         tags += ["manylinux2010_x86_64", "manylinux1_x86_64"] if machine == "x86_64" else []
@@ -76,6 +73,12 @@ class Project:
             *(f"--abi={a}" for a in (abi, "abi3", "none")),
             *(f"--platform={tag}" for tag in tags),
         )
+        dependencies = set(wheels.glob("*.whl"))
+        self._pip(log, "wheel", "--no-deps", f"--wheel-dir={wheels}", str(copy))
+        if foreign := [
+            w.name for w in set(wheels.glob("*.whl")) - dependencies if not w.name.endswith("-none-any.whl")
+        ]:
+            raise ArtifactError(f"{self.directory}: {foreign[0]} is not pure Python; only such projects can be packed")
         return tree
 
     def _files(self) -> list[Path]:
