@@ -1,0 +1,55 @@
+"""Loki takes OTLP logs, keeps what belongs to a line beside it, and never runs a configuration that it refuses."""
+
+from urllib.parse import urlencode
+
+import pytest
+from otlp import JSON, Probe
+
+
+@pytest.fixture
+def probe(ask):
+    """A line that Loki has taken."""
+    probe = Probe()
+    sent = ask("loki", "http", "/otlp/v1/logs", method="POST", headers=JSON, body=probe.log("it broke"))
+    assert sent.status == 204, sent
+    return probe
+
+
+@pytest.fixture
+def lines(ask):
+    """Ask for log lines: their labels and metadata in one."""
+
+    def lines(query):
+        answer = ask("loki", "http", "/loki/api/v1/query_range?" + urlencode({"query": query}))
+        assert answer.status == 200, answer
+        return [(stream["stream"], text) for stream in answer.json["data"]["result"] for _, text in stream["values"]]
+
+    return lines
+
+
+def test_log_is_found_by_its_trace_id_at_once(probe, lines):
+    found = lines(f'{{service_name="{probe.service}"}} | trace_id="{probe.trace_id}"')
+    assert [text for _, text in found] == ["it broke"]
+    assert found[0][0]["span_id"] == probe.span_id
+
+
+@pytest.mark.parametrize("words", ['service_instance_id="worker-7"', 'detected_level="error"', 'severity_text="ERROR"'])
+def test_log_is_found_by_what_is_kept_beside_the_line(probe, lines, words):
+    assert lines(f'{{service_name="{probe.service}", deployment_environment_name="test"}} | {words}')
+    assert not lines(f'{{service_name="{probe.service}", deployment_environment_name="test"}} | {words[:-1]}x"')
+
+
+def test_instance_id_makes_no_stream_of_its_own(probe, ask):
+    query = urlencode({"match[]": f'{{service_name="{probe.service}"}}'})
+    streams = ask("loki", "http", f"/loki/api/v1/series?{query}").json["data"]
+    assert [set(stream) for stream in streams] == [{"service_name", "service_namespace", "deployment_environment_name"}]
+
+
+def test_retention_is_on(ask):
+    config = ask("loki", "http", "/config").body
+    assert "retention_enabled: true" in config
+    assert "retention_period: 2w" in config
+
+
+def test_refused_configuration_is_named_and_the_old_one_keeps_running(assert_refused):
+    assert_refused("loki", "no_such_limit", loki_limits={"no_such_limit": 1})
