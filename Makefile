@@ -17,7 +17,7 @@ VENV := .venv/complete
 WATCHPOST := python -m watchpost
 INVENTORY = $$($(WATCHPOST) testhost inventory $(HOST))
 # $(call step,what is being done,command): says so, and how long it took
-step = @echo "▸ $(1)"; start=$$SECONDS; $(2); echo "  done in $$((SECONDS - start)) s"
+step = @echo "▸ $(1)"; start=$$SECONDS; { $(2); } || exit; echo "  done in $$((SECONDS - start)) s"
 
 help:  ## Show this list
 	@sed -En 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -33,10 +33,9 @@ up: $(VENV)  ## Boot a test host, put the whole appliance on it and prove that i
 down: $(VENV)  ## Remove the test host of `make up`, and nothing else
 	@$(WATCHPOST) testhost down $(HOST)
 
-test: $(VENV)  ## Everything: linters, unit tests and all Molecule scenarios
-	@$(MAKE) --no-print-directory lint
-	@$(MAKE) --no-print-directory unit
-	@$(MAKE) --no-print-directory molecule
+test: $(VENV)  ## Everything: linters, unit tests and all Molecule scenarios; each runs even when another failed
+	@failed=; for part in lint unit; do $(MAKE) --no-print-directory $$part || failed+=" $$part"; done; \
+	$(MAKE) --no-print-directory molecule FAILED="$$failed"
 
 lint: $(VENV)  ## Style, types and safety of Python, YAML, roles and shell scripts
 	$(call step,Debian packages of the linters,$(WATCHPOST) packages linting)
@@ -52,7 +51,7 @@ unit: $(VENV)  ## Unit tests
 molecule: $(VENV)  ## All Molecule scenarios, two at a time; SCENARIO=x for one
 	$(call step,Debian packages of this machine,$(WATCHPOST) packages "test hosts" "building from source")
 	$(call step,Programs in the artifact store (built from source the first time: about 20 minutes),$(WATCHPOST) artifacts ensure)
-	@python molecule/run.py --jobs $(JOBS) $(SCENARIO)
+	@python molecule/run.py --jobs $(JOBS) $(addprefix --failed=,$(FAILED)) $(SCENARIO)
 
 lock: $(VENV)  ## Pin requirements.in, with hashes, into requirements.lock
 	@uv pip compile --quiet requirements.in --python-version 3.11 --generate-hashes --output-file requirements.lock
