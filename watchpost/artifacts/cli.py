@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ Every component is pinned in [bold]artifacts/catalogue.yml[/bold] and kept in a 
     rich_markup_mode="rich",
 )
 
-Names = Annotated[list[str] | None, typer.Argument(metavar="[COMPONENT]...", help="Default: all of the catalogue.")]
+Names = Annotated[list[str] | None, typer.Argument(metavar="COMPONENT", help="Default: all of the catalogue.")]
 OsArch = Annotated[str, typer.Option("--os-arch", help="The host's platform: linux-amd64 or linux-arm64.")]
 Python = Annotated[str, typer.Option("--python", help="The host's Python (3.13 on Debian 13), for the taskboard.")]
 CatalogueFile = Annotated[Path, typer.Option("--catalogue", help="Another catalogue.", show_default=False)]
@@ -46,6 +47,7 @@ _PYTHON = "3.13"
 
 @contextmanager
 def _told() -> Iterator[None]:
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that a stopped run stops its compilers
     try:
         yield
     except (ArtifactError, OSError) as error:
@@ -73,9 +75,8 @@ def ensure(
 ) -> None:
     """Make sure that the store holds each component, verified.
 
-    With an explicit --source, an archive that came from another source is got anew. Example:
-
-      watchpost artifacts ensure loki tempo --source release
+    With auto, whatever the store has is good. With another --source, an archive that came from elsewhere is got anew:
+    `watchpost artifacts ensure grafana --source release` replaces a Grafana that was built from source.
     """
     with _told():
         ensurer = _ensurer(catalogue, os_arch, python, source, mirror)
