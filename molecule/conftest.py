@@ -92,7 +92,7 @@ try:
         connection = kind(q["address"], q["port"], timeout=q["timeout"], **({"context": context} if context else {}))
         connection.request(q["method"], q["path"], q["body"], q["headers"])
         answer = connection.getresponse()
-        headers = {name.lower(): value for name, value in answer.getheaders()}
+        headers = {name.lower(): ", ".join(answer.headers.get_all(name)) for name in answer.headers}
         print(json.dumps({"status": answer.status, "headers": headers, "body": answer.read().decode(errors="replace")}))
     else:
         connection = socket.create_connection((q["address"], q["port"]), q["timeout"])

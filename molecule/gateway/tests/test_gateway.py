@@ -1,0 +1,164 @@
+"""The gateway as one sees it from outside: TLS, what it lets through, and what it says when something is down."""
+
+import json
+import ssl
+import subprocess
+from collections import Counter
+
+import httpx
+import pytest
+from conftest import PKI
+from otlp import JSON, Probe
+
+
+@pytest.fixture
+def address(host):
+    """Where people reach the host."""
+    return host.ansible.get_variables()["ansible_host"]
+
+
+@pytest.fixture
+def tls(host):
+    """Trust in Watchpost's CA and in nobody else."""
+    return ssl.create_default_context(cadata=host.file(f"{PKI}/ca.crt").content_string)
+
+
+@pytest.fixture
+def client(address, tls):
+    """A client outside, without any certificate."""
+    with httpx.Client(base_url=f"https://{address}", verify=tls, timeout=10) as client:
+        yield client
+
+
+@pytest.fixture
+def page(client, address):
+    """Send telemetry as a page of the appliance does."""
+
+    def page(path="/otlp/v1/traces", method="POST", origin=f"https://{address}", content=None, **headers):
+        headers = JSON | headers | ({"Origin": origin} if origin else {})
+        return client.request(method, path, headers=headers, content=content or Probe().span("click"))
+
+    return page
+
+
+def test_front_door_is_verified_with_the_ca_and_hardened(client):
+    answer = client.get("/healthz")
+    assert answer.status_code == 200 and answer.json()["status"] == "ok"
+    assert answer.headers["strict-transport-security"].startswith("max-age=31536000")
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["server"] == "nginx", "without a version"
+
+
+@pytest.mark.parametrize(("version", "spoken"), [("TLSv1_1", False), ("TLSv1_2", True), ("TLSv1_3", True)])
+def test_old_tls_is_refused(address, tls, version, spoken):
+    tls.set_ciphers("DEFAULT:@SECLEVEL=0")  # or this side would refuse to offer it
+    tls.minimum_version = tls.maximum_version = ssl.TLSVersion[version]
+    if spoken:
+        assert httpx.get(f"https://{address}/healthz", verify=tls).status_code == 200
+    else:
+        with pytest.raises(httpx.ConnectError, match=r"(?i)alert|version"):
+            httpx.get(f"https://{address}/healthz", verify=tls)
+
+
+def test_page_of_the_appliance_reaches_the_collector(page):
+    answer = page()
+    assert (answer.status_code, answer.json()) == (200, {"partialSuccess": {}})
+    assert "access-control-allow-origin" in answer.headers
+
+
+def test_cookie_and_authorization_do_not_matter_to_telemetry(page):
+    assert page(Cookie="grafana_session=x", Authorization="Bearer x").status_code == 200
+
+
+@pytest.mark.parametrize("origin", ["https://elsewhere.example", "null", "", None])
+def test_page_of_another_origin_is_refused(page, origin):
+    answer = page(origin=origin)
+    assert answer.status_code == 403 and "gateway_allowed_origins" in answer.text
+    assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "HEAD"])
+def test_telemetry_is_only_posted(page, method):
+    answer = page(method=method)
+    assert answer.status_code == 405 and answer.headers["allow"] == "POST, OPTIONS"
+
+
+def test_preflight_is_answered(page):
+    answer = page(method="OPTIONS")
+    assert answer.status_code == 204 and answer.headers["access-control-allow-methods"] == "POST"
+
+
+@pytest.mark.parametrize("path", ["/otlp/", "/otlp/v1/profiles", "/otlp/v1/traces/x"])
+def test_only_the_three_signals_are_let_through(page, path):
+    assert page(path).status_code == 404
+
+
+def test_oversized_telemetry_is_refused(page):
+    assert page(content=b"x" * (1 << 20)).status_code != 413
+    assert page(content=b"x" * ((1 << 20) + 1)).status_code == 413
+
+
+def test_flood_of_one_address_is_slowed_down(page):
+    answers = Counter(page(content=b"{}").status_code for _ in range(200))
+    assert answers[429] > 0 and answers[200] > 0, answers
+
+
+@pytest.mark.parametrize(("path", "absent"), [("/", "taskboard"), ("/grafana/", "grafana")])
+def test_what_does_not_answer_is_named(client, path, absent):
+    answer = client.get(path)
+    assert answer.status_code == 502 and answer.json()["component"] == absent
+    html = client.get(path, headers={"Accept": "text/html"})
+    assert html.status_code == 502 and html.headers["content-type"].startswith("text/html")
+    assert f"journalctl -u watchpost-{absent}" in html.text
+
+
+def test_access_log_has_the_trace_but_no_query_string(client, journal):
+    probe = Probe()
+    traceparent = f"00-{probe.trace_id}-{probe.span_id}-01"
+    client.get(f"/api/tasks?owner={probe.service}", headers={"traceparent": traceparent, "Referer": probe.service})
+    written = journal("gateway")
+    (line,) = [json.loads(line) for line in written.splitlines() if probe.trace_id in line]
+    assert (line["path"], line["status"], line["upstream"]) == ("/api/tasks", "502", "taskboard")
+    assert probe.service not in written
+
+
+def test_refused_configuration_is_named_and_the_old_one_keeps_running(assert_refused, client):
+    assert_refused("gateway", "client_max_body_size", gateway_max_body="plenty")
+    assert client.get("/healthz").status_code == 200
+
+
+def test_wrongly_typed_variable_is_named(site):
+    run = site(gateway_otlp_rate="fast")
+    assert run.code != 0 and "gateway_otlp_rate" in run.output
+
+
+def test_changed_setting_is_taken_over_without_a_restart(site, host, client):
+    pid = host.check_output("systemctl show --property=MainPID --value watchpost-gateway.service")
+    run = site(gateway_hsts_seconds=60)
+    assert run.code == 0, run.output
+    assert client.get("/healthz").headers["strict-transport-security"] == "max-age=60"
+    assert host.check_output("systemctl show --property=MainPID --value watchpost-gateway.service") == pid
+
+
+@pytest.fixture
+def own_certificate(tmp_path, address):
+    """A certificate that some other authority might have given to the user: its file and its key's."""
+    certificate, key = tmp_path / "own.crt", tmp_path / "own.key"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "60",
+         "-subj", "/CN=own", "-addext", f"subjectAltName=IP:{address}", "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return certificate, key
+
+
+def test_certificate_of_the_users_own_is_served(site, client, address, own_certificate):
+    certificate, key = own_certificate
+    run = site(pki_gateway_certificate=str(certificate), pki_gateway_key=str(key))
+    assert run.code == 0, run.output
+    served = ssl.get_server_certificate((address, 443))
+    assert served.strip() == certificate.read_text().strip()
+    assert httpx.get(f"https://{address}/healthz", verify=ssl.create_default_context(cafile=certificate)).is_success
+    back = site()
+    assert back.code == 0, back.output
+    assert client.get("/healthz").status_code == 200, "Watchpost's own certificate is back"
