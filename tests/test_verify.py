@@ -84,11 +84,13 @@ class Appliance:
         return httpx.Response(200, json=[])
 
     def tempo(self, trace_id):
+        if "no data source" in self.broken:
+            return httpx.Response(404, json={"message": "Unable to find datasource"})
         if "tempo" in self.broken:
             return httpx.Response(502, text="")
         found = [seen for seen in self.seen if seen[3] == trace_id]
         if not found or "traces" in self.broken:
-            return httpx.Response(404, text="trace not found")
+            return httpx.Response(404)
         method, route, status, _, parent = found[0]
         server = self.server_span(trace_id)
         attributes = [
@@ -230,6 +232,13 @@ def test_a_stopped_engine_is_the_one_to_look_at():
     results, _ = results_of(Appliance(broken={"loki"}))
     assert results["logs"].evidence == "loki does not answer Grafana: HTTP 400, dial tcp: connection refused"
     assert results["logs"].hint.startswith("on the host: journalctl -u watchpost-loki -n 50. ")
+
+
+def test_missing_data_source_is_told_from_a_missing_trace():
+    results, _ = results_of(Appliance(broken={"no data source"}))
+    assert results["traces"].evidence == "tempo does not answer Grafana: HTTP 404, Unable to find datasource"
+    results, _ = results_of(Appliance(broken={"traces"}))
+    assert results["traces"].evidence.startswith("no trace of POST /api/tasks (trace ")
 
 
 def test_all_that_wait_share_one_deadline():

@@ -97,7 +97,7 @@ def stopped(host, component):
 
 
 @pytest.mark.parametrize(
-    ("component", "links"),
+    ("victim", "links"),
     [
         ("loki", ["logs"]),
         ("tempo", ["traces"]),
@@ -107,13 +107,13 @@ def stopped(host, component):
         ("grafana", ["grafana"]),
     ],
 )
-def test_stopped_component_is_seen_and_its_missing_link_named(host, component, links):
-    with stopped(host, component):
+def test_stopped_component_is_seen_and_its_missing_link_named(host, victim, links):
+    with stopped(host, victim):
         code, report, _ = verify(timeout=12)  # more than the application's interval of export
     assert code == 1
     assert report["missing"] == links
     hints = [link["hint"] for link in report["links"] if link["state"] == "missing"]
-    assert all(f"journalctl -u {unit_name(component).removesuffix('.service')} " in hint for hint in hints)
+    assert all(f"journalctl -u {unit_name(victim).removesuffix('.service')} " in hint for hint in hints)
 
 
 def test_stopped_gateway_cannot_be_reached(host):
@@ -138,10 +138,11 @@ def test_secrets_on_the_host_are_those_of_the_controller(host):
 # Runs on the host: starts the target and asks every component until it is ready, all at once.
 START = """
 import json, ssl, subprocess, sys, threading, time, urllib.request
-places, pki = json.loads(sys.argv[1]), sys.argv[2]
+places, units, pki = json.loads(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
 context = ssl.create_default_context(cafile=pki + "/ca.crt")
 context.load_cert_chain(pki + "/operator/tls.crt", pki + "/operator/tls.key")
-subprocess.run(["systemctl", "stop", "watchpost.target"], check=True)
+# The units are named: systemctl waits for what it is told to stop, not for what stops with it.
+subprocess.run(["systemctl", "stop", "watchpost.target", *units], check=True)
 began, seconds = time.monotonic(), {}
 def ask(name, url):
     while time.monotonic() < began + 60:
@@ -152,8 +153,8 @@ def ask(name, url):
         except OSError:
             time.sleep(0.1)  # between two questions
 threads = [threading.Thread(target=ask, args=place) for place in places.items()]
-subprocess.run(["systemctl", "start", "watchpost.target"], check=True)
 [thread.start() for thread in threads]
+subprocess.run(["systemctl", "start", "watchpost.target"], check=True)
 [thread.join() for thread in threads]
 print(json.dumps(seconds))
 """
@@ -164,7 +165,8 @@ def test_everything_is_ready_soon_after_a_start(host):
         component: f"https://127.0.0.1:{ENDPOINTS[component][endpoint]['port']}{path}"
         for component, (endpoint, path) in READY.items()
     }
-    seconds = json.loads(host.check_output("python3 -c %s %s %s", START, json.dumps(places), PKI))
+    units = [unit_name(component) for component in places]
+    seconds = json.loads(host.check_output("python3 -c %s %s %s %s", START, json.dumps(places), json.dumps(units), PKI))
     print(f"\nseconds until ready: {seconds}")
     assert seconds.keys() == set(scenario_components()), "a component did not become ready within a minute"
     assert max(seconds.values()) <= READY_SECONDS, seconds
