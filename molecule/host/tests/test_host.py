@@ -1,0 +1,150 @@
+"""The prepared host: its users, firewall and journal; nobody listens who was not asked to, after a reboot too."""
+
+import socket
+import subprocess
+import sys
+
+import pytest
+from conftest import ENDPOINTS, PROJECT
+
+COMPONENTS = [component for component in ENDPOINTS if component != "host"]
+OPEN = {
+    endpoint["port"] for endpoints in ENDPOINTS.values() for endpoint in endpoints.values() if endpoint["bind"] == "any"
+}
+JOURNAL = "/etc/systemd/journald.conf.d/50-watchpost.conf"
+
+
+def address(host):
+    return host.check_output("hostname --all-ip-addresses").split()[0]
+
+
+def reachable(host, port):
+    """Whether a connection from another machine, this one, is answered; a firewall lets it time out."""
+    try:
+        socket.create_connection((address(host), port), timeout=2).close()
+    except TimeoutError:
+        return False
+    except ConnectionRefusedError:
+        return True  # nobody listens, but the question arrived
+    return True
+
+
+def firewall(host):
+    return host.run("nft list table inet watchpost")
+
+
+@pytest.fixture
+def everything_put_back(converge):
+    """After the test, a plain run brings the host back."""
+    yield
+    run = converge()
+    assert run.code == 0, run.output
+
+
+@pytest.mark.parametrize("port", sorted(OPEN))
+def test_open_endpoint_is_reachable_from_outside(host, port):
+    assert reachable(host, port)
+
+
+@pytest.mark.parametrize("port", [80, 3000, 3100, 9090, 9999])
+def test_any_other_port_is_not(host, port):
+    assert not reachable(host, port)
+
+
+def test_programs_on_the_host_reach_each_other(host):
+    server = (
+        "import socket,sys; s=socket.create_server(('127.0.0.1',9999)); socket.create_connection(s.getsockname(),2)"
+    )
+    host.check_output("python3 -c %s", server)
+
+
+def test_loading_debians_own_ruleset_leaves_the_firewall_in_place(host):
+    # Debian's nftables.service begins with `flush ruleset`.
+    host.check_output("systemctl restart nftables.service")
+    assert not reachable(host, 9999)
+    host.check_output("systemctl stop nftables.service")
+
+
+def test_emptied_firewall_is_filled_again_by_a_run(host, converge):
+    host.check_output("nft flush ruleset")
+    assert reachable(host, 9999), "without the firewall this test would prove nothing"
+    assert converge().changed
+    assert not reachable(host, 9999)
+
+
+def test_extra_port_opens_and_closes_again(host, converge, everything_put_back):
+    assert converge(host_firewall_extra_ports=[9999]).code == 0
+    assert reachable(host, 9999)
+    assert converge().code == 0
+    assert not reachable(host, 9999)
+
+
+def test_other_tables_are_left_alone(host, converge, everything_put_back):
+    host.check_output("nft add table inet somebody && nft add chain inet somebody theirs")
+    assert converge(host_firewall_extra_ports=[9999]).code == 0
+    assert "theirs" in host.check_output("nft list table inet somebody")
+    host.check_output("nft delete table inet somebody")
+
+
+def test_ruleset_that_nft_refuses_never_goes_live(host, converge):
+    before = firewall(host).stdout
+    run = converge(host_firewall_extra_ports=[70000])
+    assert run.code != 0
+    assert "/etc/watchpost/firewall.nft" in run.output and "70000" in run.output
+    assert firewall(host).stdout == before
+
+
+def test_firewall_can_be_done_without(host, converge, everything_put_back):
+    assert converge(host_firewall_enabled=False).code == 0
+    assert reachable(host, 9999)
+    assert firewall(host).failed
+    assert host.run("systemctl is-enabled watchpost-firewall.service").failed
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_component_has_a_user_that_cannot_log_in(host, name):
+    user = host.user(f"watchpost-{name.replace('_', '-')}")
+    assert user.exists and user.group == user.name and user.uid < 1000
+    assert user.shell == "/usr/sbin/nologin"
+    assert host.check_output("getent shadow %s", user.name).split(":")[1].startswith("!"), "it has no password"
+
+
+def test_lost_user_comes_back(host, converge):
+    host.check_output("userdel watchpost-loki")
+    assert converge().changed
+    assert host.user("watchpost-loki").exists
+
+
+def test_journal_is_kept_on_disk_within_its_limit(host):
+    assert "/var/log/journal" in host.check_output("journalctl --header --boot | grep 'File path'")
+    assert "max 1G" in host.check_output(
+        "journalctl --boot --unit=systemd-journald --grep='System Journal' | tail -n 1"
+    )
+
+
+def test_change_that_an_interrupted_run_did_not_apply_is_applied_by_the_next(host, converge):
+    began = "systemctl show --property=ExecMainStartTimestampMonotonic --value systemd-journald"
+    before = host.check_output(began)
+    host.check_output("printf %%s %s > /etc/watchpost/.host-pending", f'["{JOURNAL}"]')
+    assert converge().changed
+    assert host.check_output(began) != before
+    assert not converge().changed
+
+
+def test_firewall_unit_is_sandboxed(host):
+    report = host.check_output("systemd-analyze security --no-pager watchpost-firewall.service | tail -n 1")
+    assert float(report.split()[-3]) <= 2.5
+
+
+def test_everything_is_back_after_a_reboot(host):
+    name = host.backend.get_hostname()
+    subprocess.run([sys.executable, "-m", "watchpost", "testhost", "reboot", name], cwd=PROJECT, check=True)
+    assert host.check_output("systemctl is-system-running") == "running"
+    assert host.service("watchpost.target").is_enabled and host.service("watchpost.target").is_running
+    assert reachable(host, 22) and not reachable(host, 9999)
+
+
+def test_debians_own_nginx_never_listens(host):
+    assert host.package("nginx").is_installed
+    assert "0.0.0.0:80 " not in host.check_output("ss --listening --tcp --numeric")
+    assert host.run("systemctl start nginx.service").failed
