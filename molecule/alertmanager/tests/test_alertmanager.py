@@ -31,4 +31,4 @@ def test_refused_configuration_is_named_and_the_old_one_keeps_running(assert_ref
 def test_refused_web_configuration_never_goes_live(assert_refused):
     # Nobody can spoil web.yml by a variable, so the program is pointed to a file that is none.
     command = ["{bin}/alertmanager", "--config.file={config}/alertmanager.yml", "--web.config.file=/etc/hostname"]
-    assert_refused("alertmanager", "web configuration", __alertmanager_command=[*command, "--cluster.listen-address="])
+    assert_refused("alertmanager", "web.Config", __alertmanager_command=[*command, "--cluster.listen-address="])

@@ -35,5 +35,6 @@ def test_retention_is_on(ask):
     assert "block_retention: 168h0m0s" in ask("tempo", "http", "/status/config").body
 
 
-def test_refused_configuration_is_named_and_the_old_one_keeps_running(assert_refused):
-    assert_refused("tempo", "no_such_limit", tempo_limits={"no_such_limit": 1})
+def test_refused_configuration_is_told_of_and_the_old_one_keeps_running(assert_refused):
+    # This is how Tempo names an entry that it does not know: as if it were one of its older format.
+    assert_refused("tempo", "overrides.legacyConfig", tempo_limits={"no_such_limit": 1})
