@@ -1,0 +1,188 @@
+"""A deployment's secrets: made once, rotated by a number, readable by their owner alone, opened by one password."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import yaml
+
+PROJECT = Path(__file__).resolve().parent.parent
+GENERATIONS = {"grafana_admin_password": 1, "otlp_ingest_token": 1}
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A person without any secrets yet."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.delenv("ANSIBLE_VAULT_PASSWORD_FILE", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def store(home):
+    return home / "state/watchpost/lab/secrets.yml"
+
+
+@pytest.fixture
+def password(home):
+    return home / "config/watchpost/vault-password"
+
+
+def watchpost(*words):
+    command = [sys.executable, "-m", "watchpost", "secrets", *words]
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+
+
+def ensure(generations=GENERATIONS, deployment="lab", *options):
+    return watchpost("ensure", "--deployment", deployment, "--generations", json.dumps(generations), *options)
+
+
+def values(generations=GENERATIONS, deployment="lab"):
+    done = ensure(generations, deployment, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def refused(done):
+    assert done.returncode == 1 and done.stdout == ""
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_secrets_are_made_once_and_then_kept(home):
+    first = values()
+    assert set(first) == set(GENERATIONS) and len(set(first.values())) == 2
+    assert all(len(value) >= 32 for value in first.values())
+    assert values() == first
+
+
+def test_raised_number_rotates_that_secret_and_no_other(home):
+    first = values()
+    second = values({**GENERATIONS, "otlp_ingest_token": 2})
+    assert second["otlp_ingest_token"] != first["otlp_ingest_token"]
+    assert second["grafana_admin_password"] == first["grafana_admin_password"]
+
+
+def test_each_rotation_is_told_by_name_and_never_by_value(home):
+    assert "Made otlp_ingest_token (generation 1)." in ensure().stderr
+    done = ensure({**GENERATIONS, "otlp_ingest_token": 2})
+    assert done.stderr == "Made otlp_ingest_token (generation 2).\n"
+    for value in values({**GENERATIONS, "otlp_ingest_token": 2}).values():
+        assert value not in done.stdout + done.stderr
+    assert ensure({**GENERATIONS, "otlp_ingest_token": 2}).stderr == ""
+
+
+def test_secret_that_is_no_longer_asked_for_is_kept_but_not_handed_out(home):
+    first = values()
+    assert values({"otlp_ingest_token": 1}) == {"otlp_ingest_token": first["otlp_ingest_token"]}
+    assert values() == first
+
+
+def test_deployments_do_not_share_secrets(home):
+    assert not set(values().values()) & set(values(deployment="other").values())
+
+
+def test_only_the_owner_can_read_the_files_and_no_value_lies_there_in_the_clear(home, store, password):
+    made = values()
+    for file in (store, password):
+        assert file.stat().st_mode & 0o777 == 0o600
+    assert store.parent.stat().st_mode & 0o777 == 0o700
+    for file in home.rglob("*"):
+        assert not file.is_file() or not any(value in file.read_text() for value in made.values())
+
+
+def test_ansible_vault_opens_the_file(home, store, password):
+    made = values()
+    program = str(Path(sys.executable).with_name("ansible-vault"))
+    command = [program, "view", "--vault-password-file", str(password), str(store)]
+    content = yaml.safe_load(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert {name: entry["value"] for name, entry in content.items()} == made
+
+
+@pytest.mark.parametrize("script", [False, True], ids=["file", "script"])
+def test_the_users_own_vault_password_is_used(home, password, monkeypatch, script):
+    own = home / "own"
+    own.write_text("#!/bin/sh\necho correct horse\n" if script else "correct horse\n")
+    own.chmod(0o700 if script else 0o600)
+    monkeypatch.setenv("ANSIBLE_VAULT_PASSWORD_FILE", str(own))
+    made = values()
+    assert not password.exists()
+    plain = home / "plain"
+    plain.write_text("correct horse")
+    monkeypatch.setenv("ANSIBLE_VAULT_PASSWORD_FILE", str(plain))
+    assert values() == made
+
+
+def test_wrong_password_is_refused_and_the_file_left_alone(home, store, monkeypatch):
+    values()
+    before = store.read_bytes()
+    other = home / "other"
+    other.write_text("wrong")
+    monkeypatch.setenv("ANSIBLE_VAULT_PASSWORD_FILE", str(other))
+    message = refused(ensure({**GENERATIONS, "otlp_ingest_token": 2}))
+    assert str(store) in message and str(other) in message
+    assert store.read_bytes() == before
+
+
+def test_lost_password_is_not_replaced_by_a_new_one(home, store, password):
+    values()
+    password.unlink()
+    message = refused(ensure())
+    assert str(password) in message and str(store) in message
+    assert not password.exists()
+
+
+@pytest.mark.parametrize(
+    ("generations", "deployment", "named"),
+    [
+        ("{", "lab", "--generations is not JSON"),
+        ('{"a": "1"}', "lab", "whole numbers"),
+        ('{"a": 0}', "lab", "whole numbers"),
+        ('{"../a": 1}', "lab", "'../a'"),
+        ('{"a": 1}', "../lab", "'../lab'"),
+    ],
+)
+def test_bad_input_is_refused_by_name(home, generations, deployment, named):
+    assert named in refused(watchpost("ensure", "--deployment", deployment, "--generations", generations))
+    assert not (home / "state").exists()
+
+
+def test_a_person_is_shown_one_secret(home):
+    made = values()
+    assert watchpost("show", "grafana_admin_password").stdout == made["grafana_admin_password"] + "\n"
+    assert "otlp_ingest_token" in refused(watchpost("show", "no_such_secret", "--deployment", "lab"))
+    values(deployment="other")
+    assert "lab, other" in refused(watchpost("show", "grafana_admin_password"))
+
+
+def test_runs_at_the_same_time_agree(home):
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: values(), range(4)))
+    assert all(answer == answers[0] for answer in answers)
+
+
+def test_interrupted_write_leaves_the_old_file(home, store):
+    made = values()
+    # Killed over and over while it rotates: what can be read is always one whole generation of the file.
+    for generation in range(2, 8):
+        command = ["ensure", "--deployment", "lab", "--generations", json.dumps({**GENERATIONS, "extra": generation})]
+        process = subprocess.Popen([sys.executable, "-m", "watchpost", "secrets", *command], cwd=PROJECT)
+        time.sleep(0.1 * generation)  # at another moment of its work each time
+        process.kill()
+        process.wait()
+        assert values() == made
+
+
+def test_secrets_are_quickly_there(home):
+    ensure()
+    before = os.times()
+    ensure()
+    after = os.times()
+    # Of processor time, as others may be at work on this machine.
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 1.5
