@@ -20,7 +20,7 @@ def test_only_what_is_missing_is_wanted(wanting):
 
 def test_without_root_the_command_to_run_is_named(wanting, monkeypatch, capsys):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    with pytest.raises(packages.PackageError, match="apt-get install not-there$"):
+    with pytest.raises(packages.PackageError, match=r"apt-get install not-there$"):
         packages.ensure("a test")
     assert "not-there (draws the picture)" in capsys.readouterr().err
 
