@@ -24,7 +24,14 @@ def scenarios() -> list[str]:
 def run(scenario: str) -> tuple[bool, float]:
     """Run one scenario; return whether it passed, and in how many seconds."""
     started = time.monotonic()
-    environment = {**os.environ, "ANSIBLE_FORCE_COLOR": "0", "NO_COLOR": "1", "MOLECULE_COMMAND_BORDERS": "0"}
+    environment = {
+        **os.environ,
+        "ANSIBLE_FORCE_COLOR": "0",
+        "NO_COLOR": "1",
+        "MOLECULE_COMMAND_BORDERS": "0",
+        # Molecule's own choice has only the last part of the checkout's path in it: two checkouts could share it.
+        "MOLECULE_EPHEMERAL_DIRECTORY": str(LOGS / scenario),
+    }
     with (LOGS / f"{scenario}.log").open("wb") as log:
         command = ["molecule", "test", "--scenario-name", scenario]
         done = subprocess.run(command, cwd=MOLECULE.parent, env=environment, stdout=log, stderr=log, check=False)
