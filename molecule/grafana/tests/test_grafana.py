@@ -131,6 +131,8 @@ def test_sound_configuration_is_accepted(verdict):
         ("provisioning/datasources/stores.yml", "s/tls.key/gone.key/", "gone.key: no such file"),
         ("grafana.ini", "s/^.server.$/[server/", "unclosed section"),
         ("dashboards/start-here.json", "1s/{/{{/", "start-here.json is not JSON"),
+        ("dashboards/start-here.json", "s/Start here//", "Dashboard title cannot be empty"),
+        ("provisioning/dashboards/watchpost.yml", "s/^providers:/providers: {/", "yaml: line"),
     ],
 )
 def test_broken_file_is_refused(verdict, path, expression, complaint):
@@ -159,4 +161,5 @@ def test_rotated_password_and_key_replace_the_old_ones(site, api, host):
     assert api("/api/org", secret=old).status == 401
     # The keys of the data sources can be read with the new secret key: Grafana gets as far as to call the absent store.
     assert "connection refused" in api("/api/datasources/uid/prometheus/health").body
-    assert not site(watchpost_secret_generations=GENERATIONS).changed
+    again = site(watchpost_secret_generations=GENERATIONS)
+    assert again.code == 0 and not again.changed, again.output
