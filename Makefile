@@ -53,7 +53,9 @@ molecule: $(VENV)  ## All Molecule scenarios, two at a time; SCENARIO=x for one
 	$(call step,Programs in the artifact store (built from source the first time: about 20 minutes),$(WATCHPOST) artifacts ensure)
 	@python molecule/run.py --jobs $(JOBS) $(addprefix --failed=,$(FAILED)) $(SCENARIO)
 
-lock: $(VENV)  ## Pin requirements.in, with hashes, into requirements.lock
+lock: $(VENV)  ## Pin both requirements.in, with hashes, into their requirements.lock
+	@uv pip compile --quiet app/requirements.in --universal --python-version 3.11 --generate-hashes --no-annotate \
+	  --custom-compile-command "make lock" --output-file app/requirements.lock
 	@uv pip compile --quiet requirements.in --python-version 3.11 --generate-hashes --output-file requirements.lock
 
 venv: $(VENV)  ## The Python environment in .venv

@@ -90,6 +90,7 @@ def test_service_that_does_not_become_ready_is_put_back_with_the_journal_shown(h
 def test_answer_without_the_wanted_text_is_not_ready(host):
     outcome = deploy(ready={"contains": "version 2"}, config=OTHER_CONFIG)
     assert outcome.code != 0 and "answers without 'version 2'" in outcome.output
+    assert "was put back and is ready again" in outcome.output, "the old one is not asked for the new one's answer"
     assert "nobody" in config(host)
 
 

@@ -103,7 +103,7 @@ def test_deploy_after_which_old_code_answers_fails_and_is_taken_back(site, ask, 
     run = site(watchpost_artifacts={"taskboard": old_code_under_a_new_version}, service_ready_timeout=10)
     assert run.code != 0
     assert "answers without" in run.output and "0.0.1" in run.output, run.output
-    assert "was put back" in run.output, run.output
+    assert "was put back and is ready again" in run.output, run.output
     assert ask("taskboard", "https", "/version").json == before
     assert before["version"] in host.check_output("readlink /opt/watchpost/taskboard/current")
 

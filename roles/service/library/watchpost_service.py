@@ -138,6 +138,7 @@ class Service:
         self.version_dir = self.programs / f"{p['version']}-{p['sha256'][:8]}" if p["version"] else None
         self.wanted = self._hash()
         self.actions: list[str] = []
+        self.ready: dict[str, Any] = p["ready"]
 
     # ---- what is wanted, and what is there -----------------------------------------------------------------------
 
@@ -255,6 +256,7 @@ class Service:
             write(secrets / name, value, 0o600)
         write(home / "unit", self.p["unit_content"], 0o600)
         write(home / "program", str(self.version_dir or ""), 0o600)
+        write(home / "ready.json", json.dumps(self.p["ready"]), 0o600)
 
     def check(self, home: Path) -> None:
         """Have the candidate judged by the program that is to run it, as the user who is to run it."""
@@ -342,7 +344,7 @@ class Service:
 
     def ask(self) -> str:
         """Ask once whether the service is ready; return why not, or an empty text."""
-        ready = self.p["ready"]
+        ready = self.ready
         url = urlsplit(ready["url"])
         try:
             context = ssl.create_default_context(cafile=self.p["ca"])
@@ -442,6 +444,8 @@ class Service:
                     )  # best effort on the way out
                 raise NotReady(f"{error}. There is no other good generation to go back to.\n{journal}") from None
             self.activate(way_back)
+            # Judged as itself: the old version is not asked to answer as the new one.
+            self.ready = json.loads((self.generation_dir(way_back) / "ready.json").read_text())
             try:
                 self.start()
             except NotReady as second:
