@@ -12,6 +12,7 @@ SHELL := bash
 
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export PATH := $(VIRTUAL_ENV)/bin:$(PATH)
+export npm_config_cache := $(or $(WATCHPOST_CACHE),$(HOME)/.cache/watchpost)/npm
 
 VENV := .venv/complete
 WATCHPOST := python -m watchpost
@@ -37,13 +38,14 @@ test: $(VENV)  ## Everything: linters, unit tests and all Molecule scenarios; ea
 	@failed=; for part in lint unit; do $(MAKE) --no-print-directory $$part || failed+=" $$part"; done; \
 	$(MAKE) --no-print-directory molecule FAILED="$$failed"
 
-lint: $(VENV)  ## Style, types and safety of Python, YAML, roles and shell scripts
+lint: $(VENV)  ## Style, types and safety of Python, TypeScript, YAML, roles and shell scripts
 	$(call step,Debian packages of the linters,$(WATCHPOST) packages linting)
 	$(call step,ruff,ruff check . && ruff format --check .)
 	$(call step,mypy,mypy)
 	$(call step,yamllint,yamllint --strict .)
 	$(call step,shellcheck,git ls-files -z -- '*.sh' .ci/run | xargs -0 shellcheck)
 	$(call step,ansible-lint,ansible-lint --offline)
+	$(call step,Front end,cd app/frontend && npm ci --silent --ignore-scripts --no-audit --no-fund --prefer-offline && npm run --silent lint && npm test --silent)
 
 unit: $(VENV)  ## Unit tests
 	$(call step,Unit tests,pytest --quiet)

@@ -743,6 +743,52 @@ def test_a_wheelhouse_holds_the_project_and_its_locked_dependencies(
     assert ensurer.ensure(["tiny"])["tiny"].record == entry.record  # the same sources make the same archive
 
 
+@pytest.fixture
+def frontend(project: wheelhouse.Project) -> Path:
+    """A front end that wants no package and bundles itself by a program of its own."""
+    package: dict[str, object] = {"name": "tiny", "version": "0.1.0"}
+    script = "node build.js"
+    write = "require('fs').mkdirSync('../tiny/dist'); require('fs').writeFileSync('../tiny/dist/page.js', 'bundled')"
+    directory = project.directory / "frontend"
+    directory.mkdir()
+    (directory / "package.json").write_text(json.dumps(package | {"scripts": {"build": script}}))
+    lock = package | {"lockfileVersion": 3, "packages": {"": package}}
+    (directory / "package-lock.json").write_text(json.dumps(lock))
+    (directory / "build.js").write_text(write)
+    with (project.directory / "pyproject.toml").open("a") as file:
+        file.write('[tool.setuptools.package-data]\ntiny = ["dist/*"]\n')
+    return directory
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_wheel_holds_what_its_front_end_was_bundled_to(
+    project: wheelhouse.Project, frontend: Path, tmp_path: Path
+) -> None:
+    tree = project.build(PLATFORM, "3.13", tmp_path / "work", tmp_path / "log")
+    with zipfile.ZipFile(next(tree.glob("share/wheels/tiny-*.whl"))) as wheel:
+        assert wheel.read("tiny/dist/page.js") == b"bundled"
+    assert not (project.directory / "tiny/dist").exists(), "nothing is built among the sources"
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_front_end_that_does_not_build_is_an_error(
+    project: wheelhouse.Project, frontend: Path, tmp_path: Path
+) -> None:
+    (frontend / "build.js").write_text("throw new Error('no bundle today')")
+    with pytest.raises(ArtifactError, match=r"(?s)`npm run build` failed.*no bundle today"):
+        project.build(PLATFORM, "3.13", tmp_path / "work", tmp_path / "log")
+
+
+def test_what_a_front_end_fetched_and_built_is_no_change_of_code(project: wheelhouse.Project, frontend: Path) -> None:
+    before = project.version()
+    for made in (frontend / "node_modules/x/index.js", project.directory / "tiny/dist/page.js"):
+        made.parent.mkdir(parents=True)
+        made.write_text("made")
+    assert project.version() == before
+    (frontend / "build.js").write_text("// changed")
+    assert project.version() != before
+
+
 def test_a_dependency_that_is_not_the_locked_one_is_refused(project: wheelhouse.Project, tmp_path: Path) -> None:
     lock = project.directory / "requirements.lock"
     lines = [line for line in lock.read_text().splitlines() if "--hash" not in line]

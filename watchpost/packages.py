@@ -23,6 +23,11 @@ PACKAGES: dict[str, dict[str, tuple[str, str]]] = {
         "gcc": ("gcc", "links Grafana's SQLite when it is built from source"),
         "libc6-dev": ("", "the C headers for that"),
     },
+    "browser tests": {
+        "chromium": ("chromium", "clicks through the page as a person does"),
+        "chromium-driver": ("chromedriver", "lets a test steer it"),
+        "libnss3-tools": ("certutil", "has it trust a test host's authority"),
+    },
     "linting": {"shellcheck": ("shellcheck", "checks the shell scripts")},
 }
 

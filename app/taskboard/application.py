@@ -6,9 +6,11 @@ import logging
 import time
 
 from flask import Flask, Response, g, jsonify, render_template, request
+from opentelemetry import propagate
 from sqlalchemy.orm import sessionmaker
 
 from taskboard import api, database, problems
+from taskboard.models import TITLE_LENGTH
 from taskboard.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -35,7 +37,14 @@ def create_app(settings: Settings) -> Flask:
 
     @app.get("/")
     def page() -> str:
-        return render_template("index.html")
+        carrier: dict[str, str] = {}
+        propagate.inject(carrier)  # so that the loading of the page is part of the trace that made it
+        return render_template(
+            "index.html",
+            version=settings.version,
+            traceparent=carrier.get("traceparent", ""),
+            title_length=TITLE_LENGTH,
+        )
 
     @app.get("/healthz")
     def healthz() -> Response:

@@ -191,6 +191,7 @@ def test_page_loads_nothing_from_elsewhere(client):
     page = answer.get_data(as_text=True)
     assert "://" not in page and "<style" not in page and " style=" not in page
     assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
-    for name in ("taskboard.js", "taskboard.css", "icon.svg"):
+    assert "static/dist/taskboard.js" in page  # built from frontend/, and served in the same way
+    for name in ("taskboard.css", "icon.svg"):
         assert f"static/{name}" in page
         assert client.get(f"/static/{name}").status_code == 200

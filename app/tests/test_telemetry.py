@@ -37,6 +37,12 @@ def test_trace_of_the_caller_is_continued(client, telemetry):
     assert f"{telemetry.server_span().parent.span_id:016x}" == "00f067aa0ba902b7"
 
 
+def test_page_tells_its_release_and_the_trace_that_made_it(client, telemetry):
+    page = client.get("/", headers=TRACEPARENT).get_data(as_text=True)
+    assert '<meta name="version" content="7.7">' in page
+    assert f'<meta name="traceparent" content="00-{TRACE}-{telemetry.server_span().context.span_id:016x}-01">' in page
+
+
 def test_problem_carries_the_trace_id(client, telemetry):
     answer = client.post("/api/tasks", json={}, headers=TRACEPARENT)
     assert answer.status_code == 422

