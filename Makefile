@@ -70,5 +70,5 @@ $(VENV): requirements.lock
 	@test -n "$(PYTHON)" || { \
 	  echo 'No Python 3.11 or newer that can make a virtual environment.' \
 	       'On Debian 12 and newer, as root: apt-get install python3 python3-venv' >&2; exit 1; }
-	$(call step,Python packages into .venv,$(PYTHON) -m venv .venv && pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock)
+	$(call step,Python packages into .venv,$(PYTHON) -m venv .venv && pip install --quiet --disable-pip-version-check --no-compile --require-hashes -r requirements.lock)
 	@touch $@

@@ -22,9 +22,11 @@ HOST = Host(yaml.safe_load(Path(os.environ["MOLECULE_FILE"]).read_text())["platf
 
 #: Seconds until everything is ready after a start. 10 on a machine that does nothing else; tests share it with others.
 READY_SECONDS = 20
-#: MiB of memory when idle. PSS counts the programs' own files too, which the kernel drops when memory is short: about
-#: 350 of the 740 that were measured. The aim is 600; this bar keeps it from growing unseen.
-IDLE_MIB = 800
+#: MiB of memory that the idle stack itself needs: without the programs' own files, which PSS counts too and which the
+#: kernel drops when memory is short (about 350 MiB more, according to how many of their pages were last read).
+IDLE_MIB = 600
+#: Seconds after which whatever was busy is idle: Go collects its garbage at least every two minutes.
+IDLE_AFTER = 180
 
 #: Where each component says that it is ready.
 READY = {
@@ -163,14 +165,15 @@ print(json.dumps(seconds))
 """
 
 
-def test_everything_is_ready_soon_after_a_start(host):
+def test_everything_is_ready_soon_after_a_start(host, capsys):
     places = {
         component: f"https://127.0.0.1:{ENDPOINTS[component][endpoint]['port']}{path}"
         for component, (endpoint, path) in READY.items()
     }
     units = [unit_name(component) for component in places]
     seconds = json.loads(host.check_output("python3 -c %s %s %s %s", START, json.dumps(places), json.dumps(units), PKI))
-    print(f"\nseconds until ready: {seconds}")
+    with capsys.disabled():
+        print(f"\nseconds until ready: {seconds}")
     assert seconds.keys() == set(scenario_components()), "a component did not become ready within a minute"
     assert max(seconds.values()) <= READY_SECONDS, seconds
     wait_until_everything_is_found(60)
@@ -194,12 +197,18 @@ print(json.dumps(mib))
 """
 
 
-def test_idle_memory_of_the_whole_stack(host, components):
-    mib = json.loads(host.check_output("python3 -c %s", MEMORY))
-    whole, anonymous = (sum(sizes[kind] for sizes in mib.values()) for kind in (0, 1))
-    print(f"\nidle memory (PSS): {whole:.0f} MiB, {anonymous:.0f} without files; [both] by user: {mib}")
+def test_idle_memory_of_the_whole_stack(host, components, capsys):
+    deadline = time.monotonic() + IDLE_AFTER
+    while True:
+        mib = json.loads(host.check_output("python3 -c %s", MEMORY))
+        whole, anonymous = (sum(sizes[kind] for sizes in mib.values()) for kind in (0, 1))
+        if anonymous <= IDLE_MIB or time.monotonic() > deadline:
+            break
+        time.sleep(5)  # Go's runtime gives memory back little by little
+    with capsys.disabled():
+        print(f"\nidle memory (PSS): {whole:.0f} MiB, {anonymous:.0f} without files; [both] by user: {mib}")
     assert mib.keys() == {unit_name(component).removesuffix(".service") for component in components}
-    assert whole <= IDLE_MIB, mib
+    assert anonymous <= IDLE_MIB, mib
 
 
 def test_everything_comes_back_after_a_reboot(host):

@@ -1,34 +1,20 @@
 """The role that deploys everything: what is refused leaves the running service alone; what fails is put back."""
 
+import functools
 import hashlib
 import io
-import json
-import os
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
 import pytest
+from conftest import run_playbook
 
-DEPLOY = Path(__file__).with_name("deploy.yml")
 UNIT = "watchpost-alertmanager.service"
 HOME = "/etc/watchpost/alertmanager"
 OTHER_CONFIG = "route: {receiver: somebody}\nreceivers: [{name: somebody}]\n"
 
 
-class Outcome:
-    def __init__(self, done):
-        self.code = done.returncode
-        self.output = done.stdout + done.stderr
-        self.changed = "changed=0" not in done.stdout
-
-
-def deploy(*options, **variables):
-    """Run the role with some variables changed, on the scenario's host, as molecule itself runs a playbook."""
-    inventory = os.environ["MOLECULE_INVENTORY_FILE"]
-    command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", inventory, str(DEPLOY), *options]
-    return Outcome(subprocess.run([*command, "-e", json.dumps(variables)], capture_output=True, text=True))
+deploy = functools.partial(run_playbook, Path(__file__).with_name("deploy.yml"))
 
 
 @pytest.fixture(autouse=True)
