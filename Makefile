@@ -51,7 +51,7 @@ unit: $(VENV)  ## Unit tests
 	$(call step,Unit tests,pytest --quiet)
 
 molecule: $(VENV)  ## All Molecule scenarios, two at a time; SCENARIO=x for one
-	$(call step,Debian packages of this machine,$(WATCHPOST) packages "test hosts" "building from source")
+	$(call step,Debian packages of this machine,$(WATCHPOST) packages "test hosts" "building from source" "browser tests")
 	$(call step,Programs in the artifact store (built from source the first time: about 20 minutes),$(WATCHPOST) artifacts ensure)
 	@python molecule/run.py --jobs $(JOBS) $(addprefix --failed=,$(FAILED)) $(SCENARIO)
 
