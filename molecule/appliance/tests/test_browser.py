@@ -218,8 +218,7 @@ def test_loading_of_the_page_is_in_the_trace_that_made_it(page, grafana):
         lists = [span for span in spans if str(span.attributes.get("db.statement", "")).startswith("SELECT")]
         return loads and lists and [[span.name for span in chain(spans, leaf)] for leaf in (loads[0], lists[0])]
 
-    found = wait_for(way)
-    assert found, f"trace {trace_id} has not both"
+    assert (found := wait_for(way)), f"trace {trace_id} has not both"
     load, first_list = found
     assert load == ["documentLoad", "GET /"]
     assert first_list[1:] == ["GET /api/tasks", "GET", "open page", "GET /"]
@@ -275,12 +274,15 @@ def test_failure_of_the_database_is_seen_in_page_trace_log_and_metric(page, no_t
 
 
 def test_mistake_of_the_page_is_explained_and_logged_in_its_trace(page, grafana):
-    page.browser.execute_script("document.querySelector('#task').remove()")  # without it no task can be shown
-    page.create("browser test of a broken page")
+    page.browser.execute_script("""
+        const filter = document.querySelector("#filter");
+        filter.querySelector(":checked").checked = false;  // which the page takes for impossible
+        filter.dispatchEvent(new Event("change"));
+    """)
     text, trace_id = page.error()
     assert "this page went wrong" in text
     (line,) = logs_of(grafana, '{service_name="taskboard-web"}', trace_id)
-    assert line.body == "Error: The page has no HTMLTemplateElement #task"
+    assert line.body == "Error: The page has no HTMLInputElement input:checked"
     assert line.labels["severity_text"] == "ERROR"
     assert "/static/dist/taskboard.js:" in line.labels["exception_stacktrace"]
 
