@@ -218,7 +218,8 @@ def test_loading_of_the_page_is_in_the_trace_that_made_it(page, grafana):
         lists = [span for span in spans if str(span.attributes.get("db.statement", "")).startswith("SELECT")]
         return loads and lists and [[span.name for span in chain(spans, leaf)] for leaf in (loads[0], lists[0])]
 
-    assert (found := wait_for(way)), f"trace {trace_id} has not both"
+    found = wait_for(way)
+    assert found, f"trace {trace_id} has not both"
     load, first_list = found
     assert load == ["documentLoad", "GET /"]
     assert first_list[1:] == ["GET /api/tasks", "GET", "open page", "GET /"]
