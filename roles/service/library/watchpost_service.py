@@ -49,7 +49,7 @@ options:
   reloads: {description: Whether the unit takes over changed configuration files by reload., type: bool, default: false}
   ready: {description: "Where to ask whether the service is ready: url, status, contains.", type: dict, required: true}
   ready_timeout: {description: Seconds a start may take., type: int, default: 60}
-  certificate: {description: The service's certificate; when it has changed the service is restarted., type: path}
+  certificate: {description: The service's certificate; its change means a restart., type: path, required: true}
   ca: {description: CA that signs the service's certificate., type: path, required: true}
   client_certificate: {description: Certificate that the readiness request shows., type: path, required: true}
   client_key: {description: Key of client_certificate., type: path, required: true}
@@ -164,8 +164,8 @@ class Service:
 
     def certificate_digest(self) -> str:
         """Return the digest of the service's certificate, or an empty text without one."""
-        path = self.p["certificate"]
-        return sha256(Path(path)) if path and Path(path).exists() else ""
+        path = Path(self.p["certificate"])
+        return sha256(path) if path.exists() else ""
 
     def ids(self) -> tuple[int, int]:
         """Return uid and gid of the service's user."""
@@ -191,7 +191,7 @@ class Service:
             linked = self.current.resolve() == home.resolve()
             if self.version_dir:
                 linked = linked and self.program_link.resolve() == self.version_dir.resolve()
-        except FileNotFoundError:
+        except (OSError, UnicodeDecodeError):
             return False
         return same and linked
 
@@ -217,7 +217,9 @@ class Service:
         for directory in (self.programs, self.version_dir):
             directory.chmod(0o755)
         with tarfile.open(archive) as tar:
-            tar.extractall(self.version_dir, filter="tar")
+            # Debian 12's Python knows no filters, later ones ask for one.
+            how = {"filter": "tar"} if hasattr(tarfile, "tar_filter") else {}
+            tar.extractall(self.version_dir, **how)  # noqa: S202 - the archive is the one whose digest is recorded
         if self.p["install"]:
             command = [self.fill(word) for word in self.p["install"]]
             # The daemon's user must be able to read what it is to run, whatever umask Ansible has.
@@ -234,7 +236,7 @@ class Service:
             "share": f"{self.version_dir}/share",
             "config": str(generation_dir),
             "state": f"/var/lib/watchpost/{self.p['name']}",
-            "pki": f"{self.p['config_dir']}/pki/{self.p['name']}",
+            "pki": str(Path(self.p["certificate"]).parent),
         }
         return re.sub(r"\{(\w+)\}", lambda found: places.get(found[1], found[0]), word)
 
@@ -476,7 +478,7 @@ def main() -> None:
             "reloads": option(type="bool", default=False),
             "ready": option(type="dict", required=True),
             "ready_timeout": option(type="int", default=60),
-            "certificate": option(type="path"),
+            "certificate": option(type="path", required=True),
             "ca": option(type="path", required=True),
             "client_certificate": option(type="path", required=True),
             "client_key": option(type="path", required=True, no_log=False),  # a path
