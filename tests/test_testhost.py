@@ -2,8 +2,11 @@
 
 import ipaddress
 import json
+import threading
+import time
 
 import pytest
+import typer
 import yaml
 
 from watchpost import testhost
@@ -123,3 +126,47 @@ def test_running_hosts_facts_are_read_back(monkeypatch, tmp_path):
     host.state.mkdir()
     (host.state / "host.json").write_text(json.dumps({"address": "10.213.0.2"}))
     assert host.ssh("true")[-2:] == ["root@10.213.0.2", "true"]
+
+
+def test_commands_are_shown_as_they_are_typed_in_the_checkout(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(testhost, "HOSTS", tmp_path)
+    monkeypatch.setattr(testhost.sys, "executable", str(testhost.CHECKOUT / ".venv/bin/python"))
+    host = Host("made")
+    host.state.mkdir()
+    (host.state / "host.json").write_text(json.dumps({"address": "10.213.0.2"}))
+    testhost.show_command("made")
+    shown = capsys.readouterr().out
+    secret = f"secrets show grafana_admin_password --deployment {host.deployment}"
+    assert f" .venv/bin/python -m watchpost {secret}\n" in shown
+    assert " .venv/bin/python -m watchpost testhost ssh made\n" in shown
+    monkeypatch.setattr(testhost.sys, "executable", "/usr/bin/python3")
+    testhost.show_command("made")
+    assert "/usr/bin/python3 -m watchpost testhost ssh made\n" in capsys.readouterr().out
+
+
+def test_host_that_was_never_made_cannot_be_shown(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(testhost, "HOSTS", tmp_path)
+    with pytest.raises(typer.Exit):
+        testhost.show_command("never-made")
+    assert "testhost up never-made" in capsys.readouterr().err
+
+
+def test_lock_whose_file_was_unlinked_still_admits_one_at_a_time(tmp_path):
+    path, inside, most = tmp_path / "lock", [], []
+
+    def work():
+        for _ in range(50):
+            with testhost.locked(path):
+                inside.append(1)
+                most.append(len(inside))
+                time.sleep(0.0005)  # for the others to come in, if they could
+                path.unlink()
+                inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == 200 and max(most) == 1
+    assert not path.exists()

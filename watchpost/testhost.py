@@ -163,11 +163,19 @@ def succeeds(*command: str | Path) -> bool:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock that other processes respect; the kernel frees it if we die."""
+    """Hold a lock that other processes respect; the kernel frees it if we die. Who holds it may unlink its file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    while True:
+        with path.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                ours = os.path.samestat(os.fstat(file.fileno()), path.stat())
+            except FileNotFoundError:
+                ours = False
+            if ours:
+                yield
+                return
+            # Whoever held it before us took the file away: others will lock a new one, so must we.
 
 
 def cgroup_mount() -> Path:
@@ -183,6 +191,12 @@ def mounts_below(directory: Path) -> list[Path]:
     """Mount points at or below a directory, the innermost first."""
     points = (Path(line.split()[4]) for line in Path("/proc/self/mountinfo").read_text().splitlines())
     return sorted((point for point in points if point.is_relative_to(directory)), reverse=True)
+
+
+def own_python() -> Path:
+    """The Python that runs this, as a person types it: from the checkout's directory when it lies in there."""
+    python = Path(sys.executable)
+    return python.relative_to(CHECKOUT) if python.is_relative_to(CHECKOUT) else python
 
 
 # --- the base: one Debian tree that all hosts share ---
@@ -507,7 +521,8 @@ def reboot(host: Host) -> None:
 
 def down(host: Host) -> None:
     """Remove everything that `up` made for this host, however far it came; nothing else."""
-    with locked(HOSTS / f"{host.id}.lock"):
+    lock = HOSTS / f"{host.id}.lock"
+    with locked(lock):
         suite = host.facts.get("suite")
         if suite:
             _link_packages(host.state / "upper/var/cache/apt/archives", apt_archives(suite))
@@ -533,6 +548,7 @@ def down(host: Host) -> None:
         for directory in (host.state, secrets.state_dir(host.deployment)):
             if directory.exists():
                 shutil.rmtree(directory)
+        lock.unlink()  # while it is held: see locked()
 
 
 def _kill(host: Host) -> None:
@@ -611,13 +627,17 @@ def inventory_command(name: Name) -> None:
 def show_command(name: Name) -> None:
     """Show where the appliance on a test host is reached, and by whom."""
     host = Host(name)
+    if not host.facts:
+        say(f"error: there is no test host {name}: testhost up {name}")
+        raise typer.Exit(1)
     url = f"https://{host.facts['address']}"
+    program = f"{own_python()} -m watchpost"
     print(f"""
 The application   {url}/
 Grafana           {url}/grafana/   as admin; its password:
-                    python -m watchpost secrets show grafana_admin_password --deployment {host.deployment}
+                    {program} secrets show grafana_admin_password --deployment {host.deployment}
 CA to trust       {secrets.state_dir(host.deployment)}/ca.crt
-A shell           python -m watchpost testhost ssh {name}
+A shell           {program} testhost ssh {name}
 Inventory         {host.inventory}
 """)
 
