@@ -35,6 +35,7 @@ class Appliance:
     others: int = 0  # requests of somebody else, counted during ours
     tasks: dict = field(default_factory=dict)
     seen: list = field(default_factory=list)  # (method, route, status, trace id, parent span id)
+    scraped: tuple = ("loki", "node_exporter", "prometheus", "shop")
     new_names: bool = False  # the columns as Grafana 11 and later call them
     logged_in: bool = False
 
@@ -71,6 +72,8 @@ class Appliance:
     def grafana(self, request, path):
         if path == "/api/health":
             return httpx.Response(200, json={"database": "failing" if "grafana" in self.broken else "ok"})
+        if path == "/login" and request.method == "GET":
+            return httpx.Response(200, text="" if "pages" in self.broken else "<script></script>")
         if path == "/login":
             self.logged_in = json.loads(request.content)["password"] == PASSWORD
             return httpx.Response(200 if self.logged_in else 401, json={"message": "Invalid username or password"})
@@ -78,6 +81,11 @@ class Appliance:
             return httpx.Response(401, json={"message": "Unauthorized"})
         if path.startswith("/api/datasources/proxy/uid/tempo/api/traces/"):
             return self.tempo(path.rsplit("/", 1)[1])
+        if path == "/api/datasources/proxy/uid/alertmanager/api/v2/alerts":
+            assert request.url.params["filter"] == 'alertname="Watchdog"'
+            if "alertmanager" in self.broken:
+                return httpx.Response(502, text="")
+            return httpx.Response(200, json=[] if "alerts" in self.broken else [{"labels": {"alertname": "Watchdog"}}])
         if path == "/api/ds/query":
             queries = json.loads(request.content)["queries"]
             return self.query(queries[0]) if queries else httpx.Response(400, json={"message": "No queries found"})
@@ -125,7 +133,10 @@ class Appliance:
         if uid in self.broken:
             why = f'Get "https://127.0.0.1/{uid}?query=long": dial tcp: connection refused'
             return httpx.Response(400, json={"results": {"A": {"error": why, "status": 400}}})
-        frames = self.loki(query["expr"]) if uid == "loki" else self.prometheus()
+        if query["expr"] == "up":
+            frames = self.up()
+        else:
+            frames = self.loki(query["expr"]) if uid == "loki" else self.prometheus()
         return httpx.Response(200, json={"results": {"A": {"status": 200, "frames": frames}}})
 
     def loki(self, expression):
@@ -142,6 +153,15 @@ class Appliance:
         names = ("labels", "timestamp", "body") if self.new_names else ("labels", "Time", "Line")
         fields = [{"name": name} for name in names]
         return [{"schema": {"fields": fields}, "data": {"values": [labels, [0] * len(bodies), bodies]}}]
+
+    def up(self):
+        frames = []
+        for job in () if "scrapes" in self.broken else self.scraped:
+            fields = [{"name": "Time"}, {"name": "up", "labels": {"job": job, "instance": "one"}}]
+            frames.append(
+                {"schema": {"fields": fields}, "data": {"values": [[0], [int(f"{job} down" not in self.broken)]]}}
+            )
+        return frames
 
     def prometheus(self):
         counts = Counter((method, route, status) for method, route, status, *_ in self.seen)
@@ -201,7 +221,7 @@ def test_what_was_made_is_deleted_even_when_an_edit_fails():
 @pytest.mark.parametrize(
     ("broken", "named", "unasked"),
     [
-        ("grafana", ["grafana"], ["anonymous access", "login", "traces"]),
+        ("grafana", ["grafana"], ["anonymous access", "login", "traces", "targets", "alerts"]),
         ("anonymous access", ["anonymous access"], []),
         ("application", ["application"], ["requests", "traces", "logs", "metrics"]),
         ("traces", ["traces"], ["trace to logs", "trace to metrics"]),
@@ -210,7 +230,11 @@ def test_what_was_made_is_deleted_even_when_an_edit_fails():
         ("logs", ["logs"], ["trace to logs"]),
         ("loki", ["logs"], ["trace to logs"]),
         ("metrics", ["metrics"], ["trace to metrics"]),
-        ("prometheus", ["metrics"], ["trace to metrics"]),
+        ("prometheus", ["metrics", "targets"], ["trace to metrics"]),
+        ("node_exporter down", ["targets"], []),
+        ("scrapes", ["targets"], []),
+        ("alertmanager", ["alerts"], []),
+        ("alerts", ["alerts"], []),
         ("trace to logs", ["trace to logs"], []),
         ("trace to metrics", ["trace to metrics"], []),
         ("gateway", ["gateway"], ["application", "grafana", "requests", "traces"]),
@@ -232,6 +256,25 @@ def test_a_stopped_engine_is_the_one_to_look_at():
     results, _ = results_of(Appliance(broken={"loki"}))
     assert results["logs"].evidence == "loki does not answer Grafana: HTTP 400, dial tcp: connection refused"
     assert results["logs"].hint.startswith("on the host: journalctl -u watchpost-loki -n 50. ")
+
+
+def test_a_target_that_does_not_answer_is_named_with_its_own_journal():
+    targets = results_of(Appliance(broken={"node_exporter down", "loki down"}))[0]["targets"]
+    assert targets.evidence == "2 of 4 do not answer Prometheus: loki on one, node_exporter on one"
+    journals = "journalctl -u watchpost-loki -n 50; journalctl -u watchpost-node-exporter -n 50. "
+    assert targets.hint.startswith(f"on the host: {journals}")
+
+
+def test_for_a_target_of_the_operators_own_prometheus_is_the_one_to_look_at():
+    targets = results_of(Appliance(broken={"shop down"}))[0]["targets"]
+    assert targets.hint.startswith("on the host: journalctl -u watchpost-prometheus -n 50. ")
+
+
+def test_a_stopped_alertmanager_is_told_from_an_alert_that_does_not_arrive():
+    results, _ = results_of(Appliance(broken={"alertmanager"}))
+    assert results["alerts"].hint.startswith("on the host: journalctl -u watchpost-alertmanager -n 50. ")
+    results, _ = results_of(Appliance(broken={"alerts"}))
+    assert results["alerts"].hint.startswith("on the host: journalctl -u watchpost-prometheus -n 50; ")
 
 
 def test_missing_data_source_is_told_from_a_missing_trace():
@@ -354,9 +397,9 @@ def test_a_count_that_fell_has_begun_anew():
 def command(monkeypatch, tmp_path):
     """Run the real command against a stand-in."""
 
-    def run(appliance, *arguments):
-        real = httpx.Client
+    real = httpx.Client  # before the first run puts a stand-in in its place
 
+    def run(appliance, *arguments):
         def client(**options):
             options.pop("verify")
             return real(transport=httpx.MockTransport(appliance), **options)
@@ -381,6 +424,14 @@ def test_a_missing_log_exits_with_one_and_names_the_link(command):
     assert done.exit_code == 1
     assert "Missing: logs. no log line of taskboard since the first request" in done.stdout
     assert "journalctl -u watchpost-otel-collector" in done.stdout
+
+
+def test_a_grafana_without_pages_is_noted_and_no_failure(command):
+    done = command(Appliance(broken={"pages"}))
+    assert done.exit_code == 0
+    assert "Note: Grafana was built from source: its API works, its pages are not in it" in done.stdout
+    assert "Note:" not in command(Appliance()).stdout
+    assert len(json.loads(command(Appliance(broken={"pages"}), "--json").stdout)["notes"]) == 1
 
 
 def test_the_password_is_never_printed(command):

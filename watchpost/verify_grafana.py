@@ -1,7 +1,7 @@
 """What Grafana knows, asked as its own pages ask: with a login, through its query API and its data-source proxy.
 
 Everything used here answers alike in Grafana 10 and later: `/api/ds/query` for Prometheus and Loki, and the proxy for
-Tempo, whose own JSON is OTLP.
+Tempo, whose own JSON is OTLP, and for Alertmanager.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 
 #: Stable uids, as provisioned by the grafana role.
-PROMETHEUS, LOKI, TEMPO = "prometheus", "loki", "tempo"
+PROMETHEUS, LOKI, TEMPO, ALERTMANAGER = "prometheus", "loki", "tempo", "alertmanager"
 
 
 class AskError(Exception):
@@ -60,6 +60,11 @@ class Grafana:
         """Return what Grafana says of itself (`database`, `version`); needs no login."""
         return self._object("grafana", self.client.get(f"{self.base}/api/health"))
 
+    def has_pages(self) -> bool:
+        """Tell whether there is anything on the page to log in with; needs no login."""
+        answer = self.client.get(f"{self.base}/login")
+        return answer.status_code != 200 or bool(answer.content.strip())
+
     def open_to_anyone(self) -> list[str]:
         """Return the paths that answer a caller who has no login; there must be none."""
         asked = {
@@ -93,6 +98,17 @@ class Grafana:
         """Return labels and value of each series of a PromQL query at one moment (Unix seconds)."""
         query = {"expr": promql, "instant": True, "range": False, "format": "time_series"}
         return [series for frame in self._query(PROMETHEUS, query, at - 300, at) for series in series_of(frame)]
+
+    def alerts(self, name: str) -> list[dict[str, Any]]:
+        """Return the alerts of a name that fire now, as Alertmanager holds them."""
+        answer = self.client.get(
+            f"{self.base}/api/datasources/proxy/uid/{ALERTMANAGER}/api/v2/alerts",
+            params={"filter": f'alertname="{name}"'},
+        )
+        content = answer.json() if _is_json(answer) else None
+        if answer.status_code == 200 and isinstance(content, list):
+            return content
+        raise AskError(ALERTMANAGER, f"HTTP {answer.status_code}, {_reason(content, answer.text)}")
 
     def _query(self, uid: str, query: dict[str, object], start: float, end: float) -> list[dict[str, Any]]:
         query |= {"refId": "A", "datasource": {"uid": uid, "type": uid}, "intervalMs": 1000, "maxDataPoints": 100}
