@@ -3,6 +3,7 @@
 import datetime
 import functools
 import hashlib
+import json
 import re
 import time
 
@@ -153,7 +154,7 @@ def test_second_run_makes_nothing(host, converge):
 def test_identity_close_to_its_end_is_renewed_by_a_run(host, converge):
     # A short life for one: it is due because it is broken, and made to last 10 days only.
     host.check_output(f"rm {PKI}/loki/tls.crt")
-    assert converge(pki_validity_days=10).code == 0
+    assert converge(pki_validity_days=10, pki_renew_before_days=5).code == 0
     assert (certificate(host, "loki/tls.crt").not_valid_after_utc.timestamp() - time.time()) / 86400 < 11
     before = digests(host)
     run = converge()
@@ -164,7 +165,7 @@ def test_identity_close_to_its_end_is_renewed_by_a_run(host, converge):
 
 def test_check_mode_says_what_is_due_and_makes_nothing(host, converge):
     before = digests(host)
-    run = converge("--check", pki_renew_before_days=100)
+    run = converge("--check", pki_validity_days=200, pki_renew_before_days=100)
     assert run.code == 0 and run.changed
     assert digests(host) == before
 
@@ -243,10 +244,7 @@ def test_gateway_shows_its_own_identity_until_the_user_brings_another(host, conv
     assert digest(host, "gateway/public.crt") == digest(host, "gateway/tls.crt")
     before = digests(host)
     own = own_certificate(tmp_path, "watch.example.org")
-    run = converge("--diff", **own)
-    assert run.code == 0, run.output
-    key = (tmp_path / "watch.example.org.key").read_text().splitlines()[1]
-    assert key not in run.output, "a key is never shown"
+    assert converge(**own).code == 0
     assert host.file(f"{PKI}/gateway/public.crt").content == (tmp_path / "watch.example.org.crt").read_bytes()
     public_key = host.file(f"{PKI}/gateway/public.key")
     assert (public_key.user, public_key.group, public_key.mode) == ("root", "watchpost-gateway", 0o640)
@@ -254,6 +252,43 @@ def test_gateway_shows_its_own_identity_until_the_user_brings_another(host, conv
     assert digests(host) == before
     assert converge().changed
     assert digest(host, "gateway/public.crt") == digest(host, "gateway/tls.crt")
+
+
+def test_users_key_is_neither_shown_nor_written_to_the_journal(host, converge, tmp_path, put_back):
+    def told(run):
+        """What a run told: its output at its most talkative, and what it left in the host's journal."""
+        host.check_output("journalctl --sync")
+        journal = host.check_output("journalctl --all --since=@%s", start)
+        assert "watchpost_pki_state" in run.output and "watchpost_pki_state" in journal, "the run left no trace at all"
+        return run.output + journal
+
+    start = host.check_output("date +%s")
+    own, other = own_certificate(tmp_path, "own"), own_certificate(tmp_path, "other")
+    wrong = {**own, "pki_gateway_key": other["pki_gateway_key"]}
+    for option, variables, succeeds in (("--check", own, True), ("--diff", own, True), ("--diff", wrong, False)):
+        run = converge(option, "-vvvv", **variables)
+        assert (run.code == 0) == succeeds, run.output
+        text = told(run)
+        for name in "own", "other":
+            for line in (tmp_path / f"{name}.key").read_text().splitlines()[1:-1]:
+                assert line not in text, f"{option}: {text[max(0, text.index(line) - 500) : text.index(line)]}"
+
+
+@pytest.mark.parametrize("name", ["private", "operator", "ca", "loki", "../../x", "a/b", "..", "Edge", "edge\n", ""])
+def test_name_that_would_leave_its_place_or_take_anothers_is_refused(host, converge, name):
+    before = host.check_output(f"find {PKI}/.. -printf '%p %M %u %g %T@\n' | sort")
+    run = converge(pki_extra_identities=["edge_sender", name])
+    assert run.code != 0 and f"pki_extra_identities holds {json.dumps(name)}" in run.output, run.output
+    assert host.check_output(f"find {PKI}/.. -printf '%p %M %u %g %T@\n' | sort") == before
+
+
+@pytest.mark.parametrize("kind", ["", "ca_"])
+def test_life_no_longer_than_the_time_of_renewal_is_refused(host, converge, kind):
+    before = digests(host)
+    run = converge(**{f"pki_{kind}validity_days": 40, f"pki_{kind}renew_before_days": 40})
+    message = f"pki_{kind}renew_before_days (40) must be smaller than pki_{kind}validity_days (40)"
+    assert run.code != 0 and message in run.output, run.output
+    assert digests(host) == before
 
 
 def test_unusable_certificate_of_the_users_is_refused_and_the_old_one_stays(host, converge, tmp_path):

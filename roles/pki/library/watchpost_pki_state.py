@@ -34,11 +34,15 @@ options:
     required: true
   renew_before_days: {description: An identity that expires sooner is due., type: int, required: true}
   ca_renew_before_days: {description: The same for the CA., type: int, required: true}
-  public:
-    description:
-      - The gateway's public certificate. I(certificate) and I(key) are the user's own as text; without them the
-        gateway's identity is wanted in its place. Left out on a host without a gateway.
-    type: dict
+  gateway: {description: Whether the host has a gateway and with it a public certificate., type: bool, required: true}
+  gateway_certificate:
+    description: The user's own public certificate as text; without it the gateway's identity is wanted in its place.
+    type: str
+    default: ""
+  gateway_key:
+    description: The key of I(gateway_certificate) as text.
+    type: str
+    default: ""
 """
 
 
@@ -50,10 +54,10 @@ def main() -> None:
             "identities": {"type": "list", "elements": "dict", "required": True},
             "renew_before_days": {"type": "int", "required": True},
             "ca_renew_before_days": {"type": "int", "required": True},
-            "public": {
-                "type": "dict",
-                "options": {"certificate": {"type": "str", "default": ""}, "key": {"type": "str", "no_log": True}},
-            },
+            "gateway": {"type": "bool", "required": True},
+            "gateway_certificate": {"type": "str", "default": ""},
+            # Not within a dictionary: Ansible writes those to the journal whole, whatever no_log says inside.
+            "gateway_key": {"type": "str", "default": "", "no_log": True},
         },
         supports_check_mode=True,
     )
@@ -72,9 +76,9 @@ def main() -> None:
         reasons = ["its CA is made anew"] if renewed or ca is None else look_at_identity(base, item, ca, module.params)
         if reasons:
             due.append({**item, "reasons": reasons})
-    public = module.params["public"]
+    own = module.params["gateway_certificate"], module.params["gateway_key"]
     try:
-        public_due = look_at_public(base / "gateway", public) if public is not None else []
+        public_due = look_at_public(base / "gateway", *own) if module.params["gateway"] else []
     except ValueError as error:
         module.fail_json(msg=str(error))
     module.exit_json(
@@ -142,14 +146,14 @@ def look_at_identity(base: Path, item: dict[str, Any], ca: x509.Certificate, par
     return reasons
 
 
-def look_at_public(directory: Path, public: dict[str, Any]) -> list[str]:
+def look_at_public(directory: Path, own_certificate: str, own_key: str) -> list[str]:
     """Return which of the gateway's public files are due; ValueError when the user's own cannot be used."""
-    if not public["certificate"]:
+    if not own_certificate:
         links = {"public.crt": "tls.crt", "public.key": "tls.key"}
         return [name for name, target in links.items() if not is_link_to(directory / name, target)]
     try:
-        certificate = x509.load_pem_x509_certificate(public["certificate"].encode())
-        key = serialization.load_pem_private_key((public["key"] or "").encode(), password=None)
+        certificate = x509.load_pem_x509_certificate(own_certificate.encode())
+        key = serialization.load_pem_private_key(own_key.encode(), password=None)
     except (ValueError, TypeError) as error:
         raise ValueError(
             "pki_gateway_certificate and pki_gateway_key must be PEM files, the key without a passphrase"
@@ -159,8 +163,8 @@ def look_at_public(directory: Path, public: dict[str, Any]) -> list[str]:
     if expires_within(certificate, 0):
         raise ValueError(f"the certificate in pki_gateway_certificate expired on {not_after(certificate):%Y-%m-%d}")
     wanted = {
-        "public.crt": (public["certificate"], "root", 0o644),
-        "public.key": (public["key"], "watchpost-gateway", 0o640),
+        "public.crt": (own_certificate, "root", 0o644),
+        "public.key": (own_key, "watchpost-gateway", 0o640),
     }
     return [
         name
