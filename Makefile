@@ -1,7 +1,7 @@
 # `make` alone shows what there is. Every target works on a fresh clone: what it needs, it makes first.
 
 HOST ?= appliance  # name of the test host of `make up`
-JOBS ?= 2          # Molecule scenarios at a time
+JOBS ?= 3          # Molecule scenarios at a time: they wait as much as they work
 HOST := $(strip $(HOST))
 JOBS := $(strip $(JOBS))
 
@@ -50,7 +50,7 @@ lint: $(VENV)  ## Style, types and safety of Python, TypeScript, YAML, roles and
 unit: $(VENV)  ## Unit tests
 	$(call step,Unit tests,pytest --quiet)
 
-molecule: $(VENV)  ## All Molecule scenarios, two at a time; SCENARIO=x for one
+molecule: $(VENV)  ## All Molecule scenarios, JOBS (3) at a time; SCENARIO=x for one
 	$(call step,Debian packages of this machine,$(WATCHPOST) packages "test hosts" "building from source" "browser tests")
 	$(call step,Programs in the artifact store (built from source the first time: about 20 minutes),$(WATCHPOST) artifacts ensure)
 	@python molecule/run.py --jobs $(JOBS) $(addprefix --failed=,$(FAILED)) $(SCENARIO)
