@@ -41,7 +41,7 @@ def run(scenario: str) -> tuple[bool, float]:
 def main() -> int:
     """Run the scenarios that the command line names, or all."""
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--jobs", type=int, default=2, help="how many at a time")
+    arguments.add_argument("--jobs", type=int, required=True, help="how many at a time; the Makefile has the default")
     arguments.add_argument("--failed", action="append", default=[], help="count this as failed too: it ran before")
     arguments.add_argument("scenario", nargs="*", help="default: all")
     options = arguments.parse_args()

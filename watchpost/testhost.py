@@ -29,9 +29,10 @@ import typer
 import yaml
 
 from watchpost import packages, secrets
+from watchpost.artifacts.store import cache_dir
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-CACHE = Path(os.environ.get("WATCHPOST_CACHE", "~/.cache/watchpost")).expanduser()
+CACHE = cache_dir()
 HOSTS = CACHE / "testhosts"
 #: What all checkouts of this machine share: the lock on its network, and SSH's sockets (whose paths must be short).
 RUNTIME = Path("/run/watchpost-testhost")
