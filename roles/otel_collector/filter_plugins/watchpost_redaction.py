@@ -13,7 +13,7 @@ from typing import Any
 
 MASK = "****"
 #: Characters of patterns that are joined into one: beyond about 500 instructions Go searches in a slower way.
-JOINED = 1100
+JOINED = 600
 
 Settings = Mapping[str, Any]
 
@@ -29,8 +29,9 @@ CUT_URL = ((r"://[^\s/@]+@", f"://{MASK}@"), (r"(^|[?&;#])([^=&;?#\s]+)=[^&;#\s]
 CUT_URLS_IN_TEXT = ((r"([?&][\w.%\[\]-]+=)[^\s&#\"'<>]+", f"${{1}}{MASK}"),)
 CUT_SQL = (
     (r"'(?:[^']|'')*(?:'|$)", "?"),
+    (r'"[^"]*[^\w."][^"]*"', "?"),  # not a name, so a text, as MySQL takes it
     (r"\$([A-Za-z_]*)\$(?s:.*?)\$[A-Za-z_]*\$", "?"),
-    (r"\b\d+(?:\.\d+)?(?:[eE][+-]?\d+)?\b|\b0x[0-9a-fA-F]+\b", "?"),
+    (r"\b(?:\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|0x[0-9a-fA-F]+)\b", "?"),
 )
 
 
@@ -40,7 +41,7 @@ def processors(settings: Settings) -> dict[str, list[str]]:
         return {"traces": [], "logs": [], "metrics": []}
     extra = ["redaction/extra"] if settings["watchpost_redaction_extra_rules"] else []
     return {
-        signal: [f"transform/redact_{signal}", "redaction/names", *extra, "redaction/values"]
+        signal: [f"transform/redact_{signal}", "redaction/names", *extra, "redaction/signs", "redaction/numbers"]
         for signal in ("traces", "logs", "metrics")
     }
 
@@ -55,16 +56,20 @@ def configuration(settings: Settings) -> dict[str, Any]:
             settings,
             ignored_keys=settings["known_keys"],
             blocked_key_patterns=settings["watchpost_redaction_blocked_keys"],
-            blocked_values=[rule["pattern"] for rule in _rules(settings, everywhere=True)],
+            blocked_values=_patterns(settings, "always"),
         ),
         "redaction/extra": _redactor(
             settings, blocked_values=[rule["pattern"] for rule in settings["watchpost_redaction_extra_rules"]]
         ),
-        "redaction/values": _redactor(
-            settings,
-            allowed_values=settings["harmless"],
-            blocked_values=_joined(rule["pattern"] for rule in _rules(settings, everywhere=False)),
-        ),
+        **{
+            f"redaction/{search}": _redactor(
+                settings,
+                ignored_keys=settings["numberless_keys"] if search == "numbers" else [],
+                allowed_values=[settings["harmless"][search], *settings["ids"]],
+                blocked_values=_joined(_patterns(settings, search)),
+            )
+            for search in ("signs", "numbers")
+        },
         **{
             f"transform/redact_{signal}": {"error_mode": "silent", key: list(getattr(groups, signal)())}
             for signal, key in transform.items()
@@ -101,9 +106,8 @@ class _Groups:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.untouched = {*settings["watchpost_redaction_allowed_keys"], *settings["watchpost_redaction_hashed_keys"]}
-        self.everywhere = [rule["pattern"] for rule in _rules(settings, everywhere=True)]
-        self.everywhere += [rule["pattern"] for rule in settings["watchpost_redaction_extra_rules"]]
-        self.searched = _joined(rule["pattern"] for rule in _rules(settings, everywhere=False))
+        extra = [rule["pattern"] for rule in settings["watchpost_redaction_extra_rules"]]
+        self.always = _joined([*_patterns(settings, "always"), *extra])
 
     def traces(self) -> Iterator[dict[str, Any]]:
         yield from self._scope_and_resource()
@@ -114,7 +118,8 @@ class _Groups:
             ("sql_keys", CUT_SQL),
         ):
             yield from self._cut([f"span.attributes[{json.dumps(key)}]" for key in self._kept(keys)], cuts)
-        yield from self._text("span", "span.name", "span.status.message", "span.trace_state")
+        yield from self._text("span", "span.name")
+        yield from self._text("span", "span.status.message", "span.trace_state")
         yield from self._text("spanevent", "spanevent.name")
         # OTTL cannot look into a link. Assigned to themselves the links are gone; their number is kept.
         services = self.settings["watchpost_redaction_keep_links_of"]
@@ -130,8 +135,13 @@ class _Groups:
         yield from self._hashed("log")
         yield _group(
             "log",
-            [f"IsString(log.body) and {self._suspicious('log.body')}"],
-            _replace("log.body", (*CUT_ADDRESS, *CUT_URL[:1], *CUT_URLS_IN_TEXT)),
+            [f"IsString(log.body) and {self._suspicious('log.body', 'numbers')}"],
+            _replace("log.body", CUT_ADDRESS[:1]),
+        )
+        yield _group(
+            "log",
+            [f"IsString(log.body) and {self._suspicious('log.body', 'signs')}"],
+            _replace("log.body", (*CUT_ADDRESS[1:], *CUT_URL[:1], *CUT_URLS_IN_TEXT)),
         )
         yield from self._text("log", "log.severity_text", "log.event_name")
 
@@ -172,18 +182,23 @@ class _Groups:
             yield _group(fields[0].partition(".")[0], [f"{field} != nil" for field in fields], statements)
 
     def _text(self, context: str, *fields: str) -> Iterator[dict[str, Any]]:
+        """Apply every rule to fields that no redaction processor looks at; empty ones cost one comparison."""
+        searches = {search: _joined(_patterns(self.settings, search)) for search in ("signs", "numbers")}
+        statements = []
         for field in fields:
-            # Few of these fields are long or suspicious; the rest costs one look.
-            yield _group(context, [f'{field} != ""'], _replace(field, ((p, MASK) for p in self.everywhere)))
-            yield _group(context, [self._suspicious(field)], _replace(field, ((p, MASK) for p in self.searched)))
+            for search, patterns in {"": self.always, **searches}.items():
+                if where := self._suspicious(field, search):
+                    where = f" where {where}"
+                statements += [f"{statement}{where}" for statement in _replace(field, ((p, MASK) for p in patterns))]
+        yield _group(context, [f'{field} != ""' for field in fields], statements)
 
-    def _suspicious(self, field: str) -> str:
-        harmless = [self.settings["harmless"][0], *_allowed(self.settings)]
-        return " and ".join(f"not IsMatch({field}, {json.dumps(pattern)})" for pattern in harmless)
+    def _suspicious(self, field: str, search: str) -> str:
+        harmless = [self.settings["harmless"][search]] if search else []
+        return " and ".join(f"not IsMatch({field}, {json.dumps(p)})" for p in [*harmless, *_allowed(self.settings)])
 
 
-def _rules(settings: Settings, *, everywhere: bool) -> list[Mapping[str, Any]]:
-    return [rule for rule in settings["watchpost_redaction_rules"] if rule.get("everywhere", False) == everywhere]
+def _patterns(settings: Settings, search: str) -> list[str]:
+    return [rule["pattern"] for rule in settings["watchpost_redaction_rules"] if rule["search"] == search]
 
 
 def _allowed(settings: Settings) -> list[str]:
@@ -191,15 +206,24 @@ def _allowed(settings: Settings) -> list[str]:
 
 
 def _joined(patterns: Iterable[str]) -> list[str]:
-    """Join neighbouring patterns to alternatives of one: what they find is then found from left to right."""
-    joined: list[str] = []
+    r"""Join patterns to alternatives of one, so that all of them are found from left to right.
+
+    Those that begin with \b make a group of their own: away from words' edges, where most characters stand, one look
+    does for all of them. Those that begin with a fixed character stay alone: Go looks for that character first.
+    """
+    alone: list[str] = []
+    groups: dict[str, list[str]] = {r"\b": [], "": []}
     for pattern in patterns:
-        alternative = f"(?:{pattern})"
-        if joined and len(joined[-1]) + len(alternative) < JOINED:
-            joined[-1] += f"|{alternative}"
+        start = r"\b" if pattern.startswith(r"\b") else ""
+        group = groups[start]
+        alternative = f"(?:{pattern.removeprefix(start)})"
+        if pattern.startswith((r"\+", r"\(", "://")):
+            alone.append(pattern)
+        elif group and len(group[-1]) + len(alternative) < JOINED:
+            group[-1] += f"|{alternative}"
         else:
-            joined.append(alternative)
-    return joined
+            group.append(alternative)
+    return [*alone, *(f"{start}(?:{joined})" for start, group in groups.items() for joined in group)]
 
 
 def _redactor(settings: Settings, *, ignored_keys: Iterable[str] = (), **lists: list[str]) -> dict[str, Any]:
