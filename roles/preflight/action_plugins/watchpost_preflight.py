@@ -27,6 +27,14 @@ ENDPOINT_FIELDS: dict[str, tuple[str, ...] | type] = {
     "auth": ("client_certificate", "token", "login", "public", "ssh"),
     "callers": list,
 }
+# Whole numbers are sizes, times and counts, of which there must be at least one, except these: here 0 says "none".
+MAY_BE_ZERO = (
+    "gateway_hsts_seconds",
+    "gateway_otlp_burst",
+    "preflight_max_clock_offset",
+    "preflight_min_memory_mb",
+    "prometheus_out_of_order_hours",
+)
 # Made by the role `inputs` in the course of a run; nobody sets them.
 MADE_LATER = ("watchpost_artifacts", "watchpost_secrets")
 
@@ -99,7 +107,10 @@ class ActionModule(ActionBase):
                     if wanted:
                         yield f"{name} is not set: {option['description']}"
             checked = {name: spec[name] for name in values}
-            yield from ArgumentSpecValidator(checked).validate(values, validate_role_argument_spec=True).error_messages
+            result = ArgumentSpecValidator(checked).validate(values, validate_role_argument_spec=True)
+            problems = [*result.error_messages, *number_problems(checked, result.validated_parameters)]
+            # When each value is sound by itself: what the role has against them taken together.
+            yield from problems or as_list(self._value(f"__{role_name}_problems"))
 
     def _host(
         self, args: dict[str, Any], variables: dict[str, Any], registry: Mapping[str, Any], components: list[str]
@@ -156,6 +167,14 @@ class ActionModule(ActionBase):
                     f"(pid {listener['pid']}, {listener['unit'] or 'no unit'}); stop that, or change the port of "
                     f"{key} in group_vars/all/endpoints.yml"
                 )
+
+
+def number_problems(spec: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[str]:
+    """Check that no whole number is below the smallest that can be meant."""
+    for name, option in spec.items():
+        smallest = 0 if name in MAY_BE_ZERO else 1
+        if option.get("type") == "int" and isinstance(values[name], int) and values[name] < smallest:
+            yield f"{name} is {values[name]}; it must be at least {smallest}"
 
 
 def registry_problems(registry: Mapping[str, Any], components: list[str], extra_identities: list[str]) -> Iterator[str]:
