@@ -6,16 +6,19 @@ from drills.harness import ENGINES, IN_MEMORY, NO_RETRY, exporters
 from watchpost.load_send import Signal
 
 KILLS = 3
-#: Tempo keeps a span in memory this long before it is in its write-ahead log: trace_idle_period and flush_check_period.
-TEMPO_WINDOW = 4.0
+#: Seconds from a span's acknowledgement until it is in Tempo's write-ahead log: a moment in the Collector's queue, then
+#: Tempo's trace_idle_period and flush_check_period, and half a second for a machine that does other things too.
+TEMPO_WINDOW = 1.7
+#: Seconds after a kill in which what waited has arrived: the first pause between two tries of the Collector is 5 s.
+CAUGHT_UP = 15
 
 
-def kill_under_load(drill, *components, kills=KILLS):
+def kill_under_load(drill, *components, kills=KILLS, apart=3):
     with drill.appliance.load() as running:
         drill.pause(3, 6)
         for _ in range(kills):
             drill.kill(running, *components)
-            drill.pause(3, 8)
+            drill.pause(apart, apart + 5)
     return running
 
 
@@ -25,7 +28,7 @@ def test_killed_component_loses_nothing(drill, component):
 
 
 def test_killed_tempo_loses_its_stated_window_at_most(drill):
-    running = kill_under_load(drill, "tempo")
+    running = kill_under_load(drill, "tempo", apart=CAUGHT_UP)
     drill.settle(running)
     assert not running.lost[Signal.LOGS] | running.lost[Signal.METRICS]
     assert running.window(Signal.TRACES) <= TEMPO_WINDOW
@@ -33,7 +36,7 @@ def test_killed_tempo_loses_its_stated_window_at_most(drill):
 
 
 def test_everything_killed_at_once_loses_the_window_of_tempo_at_most(drill):
-    running = kill_under_load(drill, "otel_collector", *ENGINES)
+    running = kill_under_load(drill, "otel_collector", *ENGINES, apart=CAUGHT_UP)
     drill.settle(running)
     assert not running.lost[Signal.LOGS] | running.lost[Signal.METRICS]
     assert running.window(Signal.TRACES) <= TEMPO_WINDOW

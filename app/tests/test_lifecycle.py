@@ -132,5 +132,5 @@ def when(task, field):
 def test_application_agrees_with_the_model(machine):
     # Failures are not shrunk: that takes minutes, and twenty steps can be read as they are.
     phases = [Phase.explicit, Phase.reuse, Phase.generate]
-    how = settings(max_examples=25, stateful_step_count=20, deadline=None, phases=phases)
+    how = settings(max_examples=15, stateful_step_count=20, deadline=None, phases=phases)
     run_state_machine_as_test(machine, settings=how)

@@ -211,3 +211,9 @@ def test_taken_port_is_refused_and_its_holder_named(refusal, listen):
 def test_port_held_by_the_appliance_itself_is_no_problem(converge, listen):
     listen("watchpost-loki", 3100, "127.0.0.1")
     assert converge().code == 0
+
+
+def test_more_than_the_disk_holds_is_refused_with_the_sum(refusal):
+    said = refusal(loki_retention_gib=900_000, tempo_retention_gib=100_000)
+    assert "/var/lib/watchpost has room for " in said
+    assert "loki_retention_gib 921600000 MiB" in said

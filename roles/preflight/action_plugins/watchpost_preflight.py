@@ -35,6 +35,14 @@ MAY_BE_ZERO = (
     "preflight_min_memory_mb",
     "prometheus_out_of_order_hours",
 )
+# Where all data lies, and what may fill it: component -> variable, MiB of one of its units.
+DATA = "/var/lib/watchpost"
+BUDGETS = {
+    "tempo": ("tempo_retention_gib", 1024),
+    "loki": ("loki_retention_gib", 1024),
+    "prometheus": ("prometheus_retention_gib", 1024),
+    "otel_collector": ("otel_collector_queue_mib", 3),  # a queue for each signal
+}
 # Made by the role `inputs` in the course of a run; nobody sets them.
 MADE_LATER = ("watchpost_artifacts", "watchpost_secrets")
 
@@ -125,7 +133,7 @@ class ActionModule(ActionBase):
         began = time.time()
         found = self._execute_module(
             module_name="watchpost_preflight",
-            module_args={"directories": list(args["min_disk_mb"]), "ports": list(endpoints)},
+            module_args={"directories": list(args["min_disk_mb"]), "ports": list(endpoints), "data": DATA},
             task_vars=variables,
         )
         ended = time.time()
@@ -151,6 +159,8 @@ class ActionModule(ActionBase):
         for directory, needed in args["min_disk_mb"].items():
             if found["free_mb"][directory] < needed:
                 yield f"{directory} has {found['free_mb'][directory]} MiB free; preflight_min_disk_mb demands {needed}"
+        budgets = {name: self._value(name) for name, _ in BUDGETS.values()}
+        yield from budget_problems(budgets, components, found["data_mb"])
         offset = max(began - found["clock"], found["clock"] - ended)
         if offset > args["max_clock_offset"]:
             side = "behind" if found["clock"] < began else "ahead of"
@@ -175,6 +185,21 @@ def number_problems(spec: Mapping[str, Any], values: Mapping[str, Any]) -> Itera
         smallest = 0 if name in MAY_BE_ZERO else 1
         if option.get("type") == "int" and isinstance(values[name], int) and values[name] < smallest:
             yield f"{name} is {values[name]}; it must be at least {smallest}"
+
+
+def budget_problems(values: Mapping[str, Any], components: list[str], room_mb: int) -> Iterator[str]:
+    """Check that all that may be kept on this host fits onto its disk."""
+    wanted = {
+        name: values[name] * mib
+        for component, (name, mib) in BUDGETS.items()
+        if component in components and isinstance(values[name], int)
+    }
+    if sum(wanted.values()) > room_mb:
+        sums = ", ".join(f"{name} {mib} MiB" for name, mib in wanted.items())
+        yield (
+            f"{DATA} has room for {room_mb} MiB, but {sum(wanted.values())} MiB may be kept there ({sums}); "
+            "keep less, or give it a larger disk"
+        )
 
 
 def registry_problems(registry: Mapping[str, Any], components: list[str], extra_identities: list[str]) -> Iterator[str]:
