@@ -115,3 +115,22 @@ def test_personal_data_reaches_no_queue(queued):
     found, files = queued()
     assert len(files) >= SIGNALS, "the search does not see what is there"
     assert not found
+
+
+def test_wrong_pattern_is_refused_with_its_rules_name(assert_refused, post):
+    rule = {"name": "staff", "pattern": "(?=look)", "match": []}
+    assert_refused("otel_collector", "redaction/staff", watchpost_redaction_extra_rules=[rule])
+    assert post("local_http").status == 200
+
+
+def test_rule_of_unknown_form_is_refused(site):
+    run = site(watchpost_redaction_extra_rules=[{"name": "staff", "regex": "x", "match": []}])
+    assert run.code != 0 and "watchpost_redaction_extra_rules" in run.output
+
+
+def test_switched_off_all_of_it_is_found(site, queued):
+    """Otherwise the tests above might look in the wrong place. Last, since the queue then holds it."""
+    run = site(watchpost_redaction_enabled=False)
+    assert run.code == 0, run.output
+    found, _ = queued()
+    assert found == set(PERSONAL)
