@@ -8,7 +8,7 @@ JOBS := $(strip $(JOBS))
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv up down test lint unit molecule lock
+.PHONY: help venv up down test lint unit molecule bench lock
 
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export PATH := $(VIRTUAL_ENV)/bin:$(PATH)
@@ -54,6 +54,9 @@ molecule: $(VENV)  ## All Molecule scenarios, JOBS (3) at a time; SCENARIO=x for
 	$(call step,Debian packages of this machine,$(WATCHPOST) packages "test hosts" "building from source" "browser tests")
 	$(call step,Programs in the artifact store (built from source the first time: about 20 minutes),$(WATCHPOST) artifacts ensure)
 	@python molecule/run.py --jobs $(JOBS) $(addprefix --failed=,$(FAILED)) $(SCENARIO)
+
+bench: $(VENV)  ## What instrumentation costs the task manager, measured on this machine (4 minutes)
+	$(call step,Instrumentation of the task manager,python -m bench.application)
 
 lock: $(VENV)  ## Pin both requirements.in, with hashes, into their requirements.lock
 	@uv pip compile --quiet app/requirements.in --universal --python-version 3.11 --generate-hashes --no-annotate \
