@@ -22,13 +22,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from watchpost import verify_target
+from watchpost import __version__, verify_target
 from watchpost.verify_grafana import ALERTMANAGER, LOKI, PROMETHEUS, TEMPO, AskError, Grafana, Span
 from watchpost.verify_requests import Ledger, Sent, exercise
 from watchpost.verify_target import TargetError
 
 SERVICE = "taskboard"
 USER = "admin"
+#: By this the Collector knows these requests' traces, and keeps them all where it keeps a share of the others.
+USER_AGENT = f"watchpost-verify/{__version__}"
 POLL = 0.5  # seconds between two looks at what is not visible yet
 
 #: Whom to ask when an engine does not answer, or its signal does not arrive.
@@ -510,7 +512,9 @@ def verify(
     console = Console(stderr=True, highlight=False)
     try:
         target = verify_target.find(inventory, url, ca, deployment, password_file)
-        with httpx.Client(base_url=target.url, verify=target.trust(), timeout=10, trust_env=False) as client:
+        headers = {"User-Agent": USER_AGENT}
+        trust = target.trust()
+        with httpx.Client(base_url=target.url, verify=trust, headers=headers, timeout=10, trust_env=False) as client:
             _reach(client, target)
             run = Run(client, Grafana(client), target.password, count)
             results = _follow_visibly(run, timeout, console)

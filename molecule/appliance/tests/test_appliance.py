@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ENDPOINTS, PKI, PROJECT, scenario_components, unit_name
+from otlp import JSON, Probe
 
+from watchpost import verify_target
 from watchpost.secrets import SecretStore
 from watchpost.testhost import Host
 
@@ -79,6 +81,21 @@ def test_verify_accepts_no_certificate_of_an_unknown_authority():
     code, _, message = verify("--ca=/etc/ssl/certs/ca-certificates.crt")
     assert code == 2
     assert "CERTIFICATE_VERIFY_FAILED" in message
+
+
+def test_page_cannot_pass_itself_off_as_another_service(ask):
+    probe = Probe()
+    headers = JSON | {"Origin": verify_target.find(inventory=str(HOST.inventory)).url}
+    body = probe.span("click")
+    sent = ask("gateway", "https", "/otlp/v1/traces", identity=None, method="POST", headers=headers, body=body)
+    assert sent.status == 200, sent
+    deadline = time.monotonic() + 30
+    while (answer := ask("tempo", "http", f"/api/traces/{probe.trace_id}")).status != 200:
+        assert time.monotonic() < deadline, answer
+        time.sleep(0.5)  # between two looks
+    said = {each["key"]: each["value"]["stringValue"] for each in answer.json["batches"][0]["resource"]["attributes"]}
+    assert (said["service.namespace"], said["service.name"]) == ("watchpost", "taskboard-web")
+    assert (said["service.instance.id"], said["deployment.environment.name"]) == ("browser", "production")
 
 
 def test_playbook_verifies_too():

@@ -73,7 +73,7 @@ def test_cookie_and_authorization_do_not_matter_to_telemetry(page):
 @pytest.mark.parametrize("origin", ["https://elsewhere.example", "null", "", None])
 def test_page_of_another_origin_is_refused(page, origin):
     answer = page(origin=origin)
-    assert answer.status_code == 403 and "gateway_allowed_origins" in answer.text
+    assert answer.status_code == 403 and "gateway_pages" in answer.text
     assert "access-control-allow-origin" not in answer.headers
 
 

@@ -1,5 +1,6 @@
 """The prepared host: its users, firewall and journal; nobody listens who was not asked to, after a reboot too."""
 
+import json
 import socket
 import subprocess
 import sys
@@ -11,6 +12,26 @@ COMPONENTS = [component for component in ENDPOINTS if component != "host"]
 OPEN = {
     endpoint["port"] for endpoints in ENDPOINTS.values() for endpoint in endpoints.values() if endpoint["bind"] == "any"
 }
+# On the host, as root: listens on each port in turn and tells which users can connect to it.
+WHO_CONNECTS = """
+import json, os, pwd, socket, sys
+ports, users = json.loads(sys.argv[1])
+def connects(user, port):
+    child = os.fork()
+    if not child:
+        try:
+            os.setuid(pwd.getpwnam(user).pw_uid)
+            socket.create_connection(("127.0.0.1", port), 2)
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == 0
+found = {}
+for port in ports:
+    with socket.create_server(("127.0.0.1", port)):
+        found[port] = [user for user in users if connects(user, port)]
+print(json.dumps(found))
+"""
 JOURNAL = "/etc/systemd/journald.conf.d/50-watchpost.conf"
 
 
@@ -56,6 +77,18 @@ def test_programs_on_the_host_reach_each_other(host):
         "import socket,sys; s=socket.create_server(('127.0.0.1',9999)); socket.create_connection(s.getsockname(),2)"
     )
     host.check_output("python3 -c %s", server)
+
+
+def test_only_the_callers_that_the_registry_names_can_connect(host):
+    """By the user that a program runs as, before any certificate is asked for."""
+    endpoints = [endpoint for component in COMPONENTS for endpoint in ENDPOINTS[component].values()]
+    users = {"root": "operator", "nobody": None, **{f"watchpost-{name.replace('_', '-')}": name for name in COMPONENTS}}
+    question = json.dumps([[endpoint["port"] for endpoint in endpoints], list(users)])
+    found = json.loads(host.check_output("python3 -c %s %s", WHO_CONNECTS, question))
+    for endpoint in endpoints:
+        anyone = "outside" in endpoint["callers"]
+        expected = [user for user, name in users.items() if anyone or user == "root" or name in endpoint["callers"]]
+        assert found[str(endpoint["port"])] == expected, endpoint
 
 
 def test_loading_debians_own_ruleset_leaves_the_firewall_in_place(host):

@@ -58,6 +58,23 @@ def test_all_wrong_variables_are_named_at_once(refusal):
     assert "host_journal_max_use cannot be worked out: 'nothing_like_this' is undefined" in said
 
 
+def test_values_that_cannot_be_meant_are_named(refusal):
+    said = refusal(
+        loki_retention_days=-3,
+        prometheus_scrape_seconds="0",
+        gateway_hsts_seconds=-1,
+        gateway_otlp_burst=0,  # which can: nothing above the rate
+        pki_validity_days=20,
+        pki_extra_identities=["../loki"],
+    )
+    assert "preflight found 5 problems" in said
+    assert "loki_retention_days is -3; it must be at least 1" in said
+    assert "prometheus_scrape_seconds is 0; it must be at least 1" in said
+    assert "gateway_hsts_seconds is -1; it must be at least 0" in said
+    assert "pki_renew_before_days (30) must be smaller than pki_validity_days (20)" in said
+    assert 'pki_extra_identities holds "../loki"; a name is' in said
+
+
 def test_value_that_refers_to_another_roles_default_or_to_a_secret_is_understood(converge):
     run = converge(
         pki_validity_days="{{ pki_renew_before_days * 4 }}",
@@ -194,3 +211,9 @@ def test_taken_port_is_refused_and_its_holder_named(refusal, listen):
 def test_port_held_by_the_appliance_itself_is_no_problem(converge, listen):
     listen("watchpost-loki", 3100, "127.0.0.1")
     assert converge().code == 0
+
+
+def test_more_than_the_disk_holds_is_refused_with_the_sum(refusal):
+    said = refusal(loki_retention_gib=900_000, tempo_retention_gib=100_000)
+    assert "/var/lib/watchpost has room for " in said
+    assert "loki_retention_gib 921600000 MiB" in said

@@ -27,6 +27,22 @@ ENDPOINT_FIELDS: dict[str, tuple[str, ...] | type] = {
     "auth": ("client_certificate", "token", "login", "public", "ssh"),
     "callers": list,
 }
+# Whole numbers are sizes, times and counts, of which there must be at least one, except these: here 0 says "none".
+MAY_BE_ZERO = (
+    "gateway_hsts_seconds",
+    "gateway_otlp_burst",
+    "preflight_max_clock_offset",
+    "preflight_min_memory_mb",
+    "prometheus_out_of_order_hours",
+)
+# Where all data lies, and what may fill it: component -> variable, MiB of one of its units.
+DATA = "/var/lib/watchpost"
+BUDGETS = {
+    "tempo": ("tempo_retention_gib", 1024),
+    "loki": ("loki_retention_gib", 1024),
+    "prometheus": ("prometheus_retention_gib", 1024),
+    "otel_collector": ("otel_collector_queue_mib", 3),  # a queue for each signal
+}
 # Made by the role `inputs` in the course of a run; nobody sets them.
 MADE_LATER = ("watchpost_artifacts", "watchpost_secrets")
 
@@ -99,7 +115,10 @@ class ActionModule(ActionBase):
                     if wanted:
                         yield f"{name} is not set: {option['description']}"
             checked = {name: spec[name] for name in values}
-            yield from ArgumentSpecValidator(checked).validate(values, validate_role_argument_spec=True).error_messages
+            result = ArgumentSpecValidator(checked).validate(values, validate_role_argument_spec=True)
+            problems = [*result.error_messages, *number_problems(checked, result.validated_parameters)]
+            # When each value is sound by itself: what the role has against them taken together.
+            yield from problems or as_list(self._value(f"__{role_name}_problems"))
 
     def _host(
         self, args: dict[str, Any], variables: dict[str, Any], registry: Mapping[str, Any], components: list[str]
@@ -114,7 +133,7 @@ class ActionModule(ActionBase):
         began = time.time()
         found = self._execute_module(
             module_name="watchpost_preflight",
-            module_args={"directories": list(args["min_disk_mb"]), "ports": list(endpoints)},
+            module_args={"directories": list(args["min_disk_mb"]), "ports": list(endpoints), "data": DATA},
             task_vars=variables,
         )
         ended = time.time()
@@ -140,6 +159,8 @@ class ActionModule(ActionBase):
         for directory, needed in args["min_disk_mb"].items():
             if found["free_mb"][directory] < needed:
                 yield f"{directory} has {found['free_mb'][directory]} MiB free; preflight_min_disk_mb demands {needed}"
+        budgets = {name: self._value(name) for name, _ in BUDGETS.values()}
+        yield from budget_problems(budgets, components, found["data_mb"])
         offset = max(began - found["clock"], found["clock"] - ended)
         if offset > args["max_clock_offset"]:
             side = "behind" if found["clock"] < began else "ahead of"
@@ -156,6 +177,29 @@ class ActionModule(ActionBase):
                     f"(pid {listener['pid']}, {listener['unit'] or 'no unit'}); stop that, or change the port of "
                     f"{key} in group_vars/all/endpoints.yml"
                 )
+
+
+def number_problems(spec: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[str]:
+    """Check that no whole number is below the smallest that can be meant."""
+    for name, option in spec.items():
+        smallest = 0 if name in MAY_BE_ZERO else 1
+        if option.get("type") == "int" and isinstance(values[name], int) and values[name] < smallest:
+            yield f"{name} is {values[name]}; it must be at least {smallest}"
+
+
+def budget_problems(values: Mapping[str, Any], components: list[str], room_mb: int) -> Iterator[str]:
+    """Check that all that may be kept on this host fits onto its disk."""
+    wanted = {
+        name: values[name] * mib
+        for component, (name, mib) in BUDGETS.items()
+        if component in components and isinstance(values[name], int)
+    }
+    if sum(wanted.values()) > room_mb:
+        sums = ", ".join(f"{name} {mib} MiB" for name, mib in wanted.items())
+        yield (
+            f"{DATA} has room for {room_mb} MiB, but {sum(wanted.values())} MiB may be kept there ({sums}); "
+            "keep less, or give it a larger disk"
+        )
 
 
 def registry_problems(registry: Mapping[str, Any], components: list[str], extra_identities: list[str]) -> Iterator[str]:

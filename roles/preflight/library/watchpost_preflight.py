@@ -18,6 +18,7 @@ description:
 options:
   directories: {description: Where to measure free disk space., type: list, elements: path, required: true}
   ports: {description: Whose listeners to look for., type: list, elements: int, required: true}
+  data: {description: The directory whose room for data to measure., type: path, required: true}
 """
 
 
@@ -27,6 +28,7 @@ def main():  # noqa: ANN201
         argument_spec={
             "directories": {"type": "list", "elements": "path", "required": True},
             "ports": {"type": "list", "elements": "int", "required": True},
+            "data": {"type": "path", "required": True},
         },
         supports_check_mode=True,
     )
@@ -39,6 +41,7 @@ def main():  # noqa: ANN201
         user_id=os.geteuid(),
         memory_mb=int(re.search(r"MemTotal:\s+(\d+)", read("/proc/meminfo")).group(1)) // 1024,
         free_mb={directory: free_mb(directory) for directory in module.params["directories"]},
+        data_mb=free_mb(module.params["data"]) + used_mb(module.params["data"]),
         listeners=listeners(set(module.params["ports"])),
         clock=time.time(),
     )
@@ -65,6 +68,18 @@ def free_mb(directory):  # noqa: ANN001, ANN201
         directory = os.path.dirname(directory)  # noqa: PTH120
     status = os.statvfs(directory)
     return status.f_bavail * status.f_frsize // 1024 // 1024
+
+
+def used_mb(directory):  # noqa: ANN001, ANN201
+    """Return the MiB that the files below a directory take on disk; nothing when it is not there."""
+    total = 0
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(parent, name)).st_blocks * 512  # noqa: PTH118
+            except OSError:
+                continue  # deleted meanwhile
+    return total // 1024 // 1024
 
 
 def listeners(ports):  # noqa: ANN001, ANN201

@@ -1,0 +1,275 @@
+"""What the Collector promises about telemetry on its way: what is counted, kept and refused, and what a sender is told.
+
+The scenario's Collector keeps a fifth of ordinary traces, and its queues hold no more than 1 MiB.
+"""
+
+import json
+import secrets
+import time
+from dataclasses import dataclass, field
+from urllib.parse import urlencode
+
+import pytest
+from conftest import unit_name
+from otlp import JSON, Probe, attributes
+
+TRACES = 80
+#: Traces kept of TRACES, a fifth of them by chance: wrong by chance once in a million runs (binomial distribution).
+SHARE = range(2, 36)
+#: Until a trace is decided, found by a search and counted: the sampler's wait, Tempo's and the counts' intervals.
+SETTLED = 60
+
+
+def wait_until(condition, seconds=SETTLED):
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"still not so after {seconds} s"
+        time.sleep(1)  # between two questions
+    return value
+
+
+@dataclass(frozen=True)
+class Traces:
+    """Traces of one service, each a request with a query below it, as one OTLP request."""
+
+    service: str = field(default_factory=lambda: f"probe-{secrets.token_hex(4)}")
+    milliseconds: int = 20
+    status: int = 200
+    failed: bool = False
+    user_agent: str = "curl/8"
+    count: int = TRACES
+
+    @property
+    def body(self):
+        now = time.time_ns()
+        spans = []
+        for _ in range(self.count):
+            trace = {"traceId": secrets.token_hex(16), "endTimeUnixNano": str(now)}
+            root = trace | {"spanId": secrets.token_hex(8), "name": "GET /tasks", "kind": 2}
+            root["startTimeUnixNano"] = str(now - self.milliseconds * 1_000_000)
+            root["attributes"] = attributes(user_agent__original=self.user_agent, http__route="/tasks")
+            root["attributes"].append({"key": "http.response.status_code", "value": {"intValue": str(self.status)}})
+            query = trace | {
+                "spanId": secrets.token_hex(8),
+                "parentSpanId": root["spanId"],
+                "name": "SELECT",
+                "kind": 3,
+            }
+            query["startTimeUnixNano"] = str(now - 1_000_000)
+            query["attributes"] = attributes(db__name="tasks")
+            query["status"] = {"code": 2 if self.failed else 0}
+            spans += [root, query]
+        resource = {"attributes": attributes(service__name=self.service)}
+        return json.dumps({"resourceSpans": [{"resource": resource, "scopeSpans": [{"spans": spans}]}]})
+
+
+@pytest.fixture
+def send(ask):
+    """Send a body to the Collector, as a component of this host does."""
+
+    def send(body, signal="traces", **headers):
+        path = f"/v1/{signal}"
+        return ask("otel_collector", "local_http", path, method="POST", headers=JSON | headers, body=body)
+
+    return send
+
+
+@pytest.fixture
+def kept(ask):
+    """How many traces of a service Tempo has, each whole."""
+
+    def kept(service):
+        query = urlencode({"q": f'{{ resource.service.name = "{service}" }} | count() > 1', "limit": 2 * TRACES})
+        return len(ask("tempo", "http", f"/api/search?{query}").json["traces"])
+
+    return kept
+
+
+@pytest.fixture
+def sample(ask):
+    """The value of the only series that a query finds; None when there is none."""
+
+    def sample(query):
+        found = ask("prometheus", "http", "/api/v1/query?" + urlencode({"query": query})).json["data"]["result"]
+        assert len(found) <= 1, found
+        return float(found[0]["value"][1]) if found else None
+
+    return sample
+
+
+@pytest.fixture(scope="module")
+def settled():
+    """Traces that were sent before the module's first question, so that all wait at once."""
+    return {}
+
+
+@pytest.fixture
+def sent(settled, send, sample):
+    """Each kind of traces, sent once and given the time to be decided and counted."""
+    if not settled:
+        settled |= {
+            "failed": Traces(failed=True),
+            "server error": Traces(status=500),
+            "slow": Traces(milliseconds=600),
+            "verify": Traces(user_agent="watchpost-verify/0.1.0"),
+            "ordinary": Traces(),
+            "generous": Traces(service="generous"),
+        }
+        for traces in settled.values():
+            assert send(traces.body).status == 200
+        last = settled["ordinary"].service
+        wait_until(lambda: sample(f'sum(traces_spanmetrics_calls_total{{service_name="{last}"}})'))
+    return settled
+
+
+@pytest.mark.parametrize("kind", ["failed", "server error", "slow", "verify", "generous"])
+def test_every_trace_that_must_be_kept_is_kept(sent, kept, kind):
+    wait_until(lambda: kept(sent[kind].service) >= TRACES)  # `generous` has those of earlier runs too
+
+
+def test_of_ordinary_traces_the_stated_share_is_kept(sent, kept):
+    assert kept(sent["ordinary"].service) in SHARE
+
+
+def test_spans_are_counted_before_they_are_sampled(sent, sample):
+    labels = f'service_name="{sent["ordinary"].service}",span_name="GET /tasks",http_route="/tasks"'
+    assert sample(f"traces_spanmetrics_calls_total{{{labels}}}") == TRACES
+    # 500 ms are a bound of the histogram, so that an objective of 500 ms is counted and not guessed.
+    slow = f'service_name="{sent["slow"].service}",span_name="GET /tasks"'
+    assert sample(f'traces_spanmetrics_latency_bucket{{{labels},le="0.5"}}') == TRACES
+    assert sample(f'traces_spanmetrics_latency_bucket{{{slow},le="0.5"}}') == 0
+
+
+def test_service_map_knows_who_calls_whom(sent, sample):
+    calls = f'traces_service_graph_request_total{{client="{sent["failed"].service}",server="tasks"}}'
+    assert wait_until(lambda: sample(f"sum({calls})")) == TRACES
+
+
+def test_exemplar_of_the_counts_leads_to_a_trace(sent, ask):
+    selector = f'traces_spanmetrics_latency_bucket{{service_name="{sent["slow"].service}"}}'
+    query = urlencode({"query": selector, "start": time.time() - 600, "end": time.time()})
+    [*found] = ask("prometheus", "http", f"/api/v1/query_exemplars?{query}").json["data"]
+    trace_id = found[0]["exemplars"][0]["labels"]["trace_id"]
+    assert ask("tempo", "http", f"/api/traces/{trace_id}").status == 200
+
+
+def test_graceful_stop_decides_what_is_undecided(host, send, kept):
+    failed = Traces(failed=True)
+    assert send(failed.body).status == 200
+    host.check_output("systemctl restart %s", unit_name("otel_collector"))
+    wait_until(lambda: kept(failed.service) == TRACES)
+
+
+def test_full_queue_refuses_and_the_sender_may_come_again(host, send):
+    """A refusal that a sender could take for good, or for success, would lose data."""
+    unit = unit_name("loki")
+    host.check_output("systemctl stop %s", unit)
+    try:
+        for _ in range(20):
+            answer = send(Probe().log("x" * 100_000), "logs")
+            if answer.status != 200:
+                break
+        assert answer.status == 503, answer
+    finally:
+        host.check_output("systemctl start %s", unit)
+    wait_until(lambda: send(Probe().log("room again"), "logs").status == 200)
+
+
+#: Runs on the host: packs far more than a request may have, and sends it several times at once.
+BOMB = """
+import gzip, http.client, io, ssl, sys, threading
+packed = io.BytesIO()
+with gzip.GzipFile(fileobj=packed, mode="wb", compresslevel=1) as file:
+    for _ in range(256):
+        file.write(b" " * 2**20)
+context = ssl.create_default_context(cafile="/etc/watchpost/pki/ca.crt")
+statuses = []
+def send():
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip", "Authorization": "Bearer " + sys.argv[2]}
+    connection = http.client.HTTPSConnection("127.0.0.1", int(sys.argv[1]), context=context, timeout=60)
+    connection.request("POST", "/v1/logs", packed.getvalue(), headers)
+    statuses.append(connection.getresponse().status)
+threads = [threading.Thread(target=send) for _ in range(8)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print(*sorted(set(statuses)))
+"""
+
+
+def test_decompression_bomb_is_refused_and_costs_little_memory(host, endpoints, send):
+    token = host.file("/etc/watchpost/otel_collector/current/credentials/otlp_ingest_token").content_string
+    port = endpoints["otel_collector"]["ingest_http"]["port"]
+    said = host.check_output("python3 -c %s %s %s", BOMB, str(port), token)
+    assert said == "400"
+    pid = host.check_output("systemctl show --property=MainPID --value %s", unit_name("otel_collector"))
+    [peak] = [
+        line.split()[1] for line in host.file(f"/proc/{pid}/status").content_string.splitlines() if "VmHWM" in line
+    ]
+    assert int(peak) / 1024 < 512
+    assert send(Traces(count=1).body).status == 200
+
+
+@pytest.mark.parametrize("packing", ["zstd", "snappy", "deflate"])
+def test_packing_that_can_claim_gigabytes_with_a_few_bytes_is_not_taken(send, packing):
+    answer = send("\x7f", **{"Content-Encoding": packing})
+    assert answer.status == 400 and "unsupported Content-Encoding" in answer.body
+
+
+def test_service_with_endless_names_spoils_its_own_counts_only(send, sample):
+    """Names beyond the limit share one series; a service beside it is counted as ever."""
+    bad, good = f"bad-{secrets.token_hex(4)}", Traces()
+    now = time.time_ns()
+    resource = {"attributes": attributes(service__name=bad)}
+    for start in range(0, 1500, 250):
+        spans = [
+            {"traceId": secrets.token_hex(16), "spanId": secrets.token_hex(8), "name": f"GET /{number}", "kind": 2,
+             "startTimeUnixNano": str(now - 1000), "endTimeUnixNano": str(now)}
+            for number in range(start, start + 250)
+        ]  # fmt: skip
+        body = json.dumps({"resourceSpans": [{"resource": resource, "scopeSpans": [{"spans": spans}]}]})
+        assert wait_until(lambda body=body: send(body).status == 200)
+    assert send(good.body).status == 200
+    wait_until(lambda: sample(f'sum(traces_spanmetrics_calls_total{{service_name="{bad}"}})') == 1500)
+    assert sample(f'count(traces_spanmetrics_calls_total{{service_name="{bad}"}})') <= 1001
+    assert (
+        wait_until(lambda: sample(f'sum(traces_spanmetrics_calls_total{{service_name="{good.service}"}})'))
+        == 2 * TRACES
+    )
+
+
+def test_store_over_its_budget_keeps_less_and_takes_data_as_before(host, ask, send, kept):
+    for store in ("tempo", "loki"):
+        assert ask(store, "http", "/flush", method="POST").status in (200, 204)
+    state = "/var/lib/watchpost"
+    wait_until(
+        lambda: host.run(f"ls {state}/tempo/blocks/*/*/meta.json && find {state}/loki/chunks/fake -type f").rc == 0
+    )
+    settings = json.loads(host.file("/etc/watchpost/retention.json").content_string) | {"least": 7200}
+    for store in settings["stores"].values():
+        store["bytes"] = 1
+    host.check_output("printf %%s %s > /run/retention.json", json.dumps(settings))
+    host.check_output("/opt/watchpost/retention.py /run/retention.json")
+    try:
+        tenant = {"X-Scope-OrgID": "fake"}
+        wait_until(lambda: "block_retention: 2h" in ask("tempo", "http", "/status/runtime_config").body)
+        wait_until(
+            lambda: "retention_period: 2h" in ask("loki", "http", "/config/tenant/v1/limits", headers=tenant).body
+        )
+        failed = Traces(failed=True)
+        assert send(failed.body).status == 200
+        wait_until(lambda: kept(failed.service) == TRACES)
+    finally:
+        host.check_output("systemctl start watchpost-retention.service")
+    assert host.check_output(f"cat {state}/tempo/overrides.yml {state}/loki/overrides.yml") == ""
+
+
+def test_keeper_of_the_disk_is_sandboxed_and_runs_again(host):
+    report = host.check_output("systemd-analyze security --no-pager watchpost-retention.service")
+    assert float(report.rsplit("exposure level for watchpost-retention.service: ", 1)[1].split()[0]) <= 2.5
+    assert host.service("watchpost-retention.timer").is_running
+
+
+def test_share_that_is_none_is_refused(site):
+    run = site(otel_collector_sampling_services={"checkout": 101})
+    assert run.code != 0
+    assert "otel_collector_sampling_services.checkout is 101" in run.output

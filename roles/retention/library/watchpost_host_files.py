@@ -1,0 +1,1 @@
+../../host/library/watchpost_host_files.py
