@@ -2,13 +2,14 @@
 
 HOST ?= appliance  # name of the test host of `make up`
 JOBS ?= 3          # Molecule scenarios at a time: they wait as much as they work
+DRILLS ?=          # options of pytest for `make drills`
 HOST := $(strip $(HOST))
 JOBS := $(strip $(JOBS))
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv up down test lint unit molecule lock
+.PHONY: help venv up down test lint unit molecule drills lock
 
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export PATH := $(VIRTUAL_ENV)/bin:$(PATH)
@@ -54,6 +55,13 @@ molecule: $(VENV)  ## All Molecule scenarios, JOBS (3) at a time; SCENARIO=x for
 	$(call step,Debian packages of this machine,$(WATCHPOST) packages "test hosts" "building from source" "browser tests")
 	$(call step,Programs in the artifact store (built from source the first time: about 20 minutes),$(WATCHPOST) artifacts ensure)
 	@python molecule/run.py --jobs $(JOBS) $(addprefix --failed=,$(FAILED)) $(SCENARIO)
+
+drills: $(VENV)  ## Break the appliance under load and look for all that it had acknowledged (an hour); DRILLS="-k kill" for some
+	$(call step,Debian packages of this machine,$(WATCHPOST) packages "test hosts" "building from source")
+	$(call step,Programs in the artifact store (built from source the first time: about 20 minutes),$(WATCHPOST) artifacts ensure)
+	@trap '$(WATCHPOST) testhost down drills' EXIT; inventory=$$($(WATCHPOST) testhost up drills); \
+	  echo "▸ The appliance"; ansible-playbook -i "$$inventory" site.yml; \
+	  echo "▸ Drills"; pytest drills --verbose --capture=no $(DRILLS)
 
 lock: $(VENV)  ## Pin both requirements.in, with hashes, into their requirements.lock
 	@uv pip compile --quiet app/requirements.in --universal --python-version 3.11 --generate-hashes --no-annotate \

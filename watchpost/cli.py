@@ -2,7 +2,7 @@
 
 import typer
 
-from watchpost import packages, secrets, testhost, verify
+from watchpost import load, packages, secrets, testhost, verify
 from watchpost.artifacts import cli as artifacts
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app.add_typer(secrets.app, name="secrets")
 app.add_typer(testhost.app, name="testhost")
 app.command("packages")(packages.command)
 app.command("verify")(verify.verify)
+app.command("load")(load.load)
 
 
 def main() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from watchpost import secrets
 
 PROJECT = Path(__file__).resolve().parent.parent
 PASSWORD = "grafana_admin_password"  # noqa: S105  # the secret's name, not its value
+TOKEN = "otlp_ingest_token"  # noqa: S105  # likewise
 
 
 class TargetError(Exception):
@@ -23,6 +24,12 @@ class Target:
     url: str
     password: str
     ca: Path | None  # trusted beside the system's own authorities
+    ingest: str = ""  # where OTLP over HTTP is taken; empty when no inventory was read
+    token: str = ""  # what is said there
+
+    def reached_at(self, ingest: str) -> Target:
+        """Return the same appliance with another OTLP endpoint."""
+        return replace(self, ingest=_https("--ingest", ingest))
 
     def trust(self) -> ssl.SSLContext:
         """Return the TLS settings: always verified, by the system's authorities and the deployment's own."""
@@ -42,16 +49,23 @@ def find(
 
     Raises TargetError when something is missing, naming it.
     """
+    ingest = ""
     if not url or not (deployment or (ca and password_file)):
-        found_url, found_deployment = _from_inventory(inventory)
+        found_url, ingest, found_deployment = _from_inventory(inventory)
         url = url or found_url
         deployment = deployment or found_deployment
-    if not url.startswith("https://"):
-        raise TargetError(f"--url {url}: must begin with https://, nothing here is served without TLS")
+    url = _https("--url", url)
     if ca is None and deployment:
         fetched = _state(deployment) / "ca.crt"
         ca = fetched if fetched.exists() else None  # a gateway with a public certificate needs none
-    return Target(url.rstrip("/"), _password(deployment, password_file), ca)
+    entries = _secrets(deployment) if deployment and not password_file else {}
+    return Target(url, _password(deployment, entries, password_file), ca, ingest, entries.get(TOKEN, ""))
+
+
+def _https(flag: str, url: str) -> str:
+    if not url.startswith("https://"):
+        raise TargetError(f"{flag} {url}: must begin with https://, nothing here is served without TLS")
+    return url.rstrip("/")
 
 
 def _state(deployment: str) -> Path:
@@ -61,26 +75,29 @@ def _state(deployment: str) -> Path:
         raise TargetError(str(error)) from error
 
 
-def _password(deployment: str, file: Path | None) -> str:
+def _secrets(deployment: str) -> dict[str, str]:
+    try:
+        return {name: entry["value"] for name, entry in secrets.SecretStore(deployment).read().items()}
+    except (secrets.SecretsError, OSError) as error:
+        raise TargetError(str(error)) from error
+
+
+def _password(deployment: str, entries: dict[str, str], file: Path | None) -> str:
     if file:
         try:
             return file.read_text().strip()
         except OSError as error:
             raise TargetError(f"--password-file: {error}") from error
-    try:
-        entries = secrets.SecretStore(deployment).read()
-    except (secrets.SecretsError, OSError) as error:
-        raise TargetError(str(error)) from error
     if PASSWORD not in entries:
         raise TargetError(
             f"deployment {deployment!r} has no {PASSWORD} on this machine: "
             "run site.yml from here first, or give --deployment or --password-file"
         )
-    return entries[PASSWORD]["value"]
+    return entries[PASSWORD]
 
 
-def _from_inventory(inventory: str) -> tuple[str, str]:
-    """Return the gateway's URL and the deployment's name, as Ansible itself resolves them."""
+def _from_inventory(inventory: str) -> tuple[str, str, str]:
+    """Return the gateway's URL, that of OTLP over HTTP and the deployment's name, as Ansible itself resolves them."""
     # Ansible takes a third of a second to import: only when an inventory is read.
     from ansible import constants  # type: ignore[import-untyped]  # Ansible ships no types
     from ansible.errors import AnsibleError  # type: ignore[import-untyped]
@@ -104,8 +121,11 @@ def _from_inventory(inventory: str) -> tuple[str, str]:
         variables = VariableManager(loader, hosts).get_vars(host=gateways[0])
         resolve = Templar(loader, variables=variables).template
         name = str(resolve(variables["watchpost_public_name"]))
-        port = int(resolve(variables["watchpost_endpoints"])["gateway"]["https"]["port"])
+        endpoints = resolve(variables["watchpost_endpoints"])
+        port, ingest = (
+            int(endpoints[of][at]["port"]) for of, at in (("gateway", "https"), ("otel_collector", "ingest_http"))
+        )
         deployment = str(resolve(variables["watchpost_deployment"]))
     except (AnsibleError, KeyError) as error:
         raise TargetError(f"inventory {', '.join(sources)}: {error}") from error
-    return f"https://{name}" + ("" if port == 443 else f":{port}"), deployment
+    return f"https://{name}" + ("" if port == 443 else f":{port}"), f"https://{name}:{ingest}", deployment

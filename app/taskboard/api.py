@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from flask import Blueprint, Response, current_app, jsonify, request, url_for
+from opentelemetry import trace
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 from werkzeug.exceptions import NotFound
@@ -52,6 +53,8 @@ def _text(shortest: int, longest: int) -> Callable[[object], str]:
             raise ValueError(f"must have at most {longest} characters, not {len(value)}")
         if any("\ud800" <= character <= "\udfff" for character in value):
             raise ValueError("holds half a character (a lone surrogate), which cannot be stored")
+        if "\0" in value:
+            raise ValueError("holds the character NUL, which PostgreSQL cannot store")
         return value
 
     return read
@@ -135,8 +138,8 @@ def create_task() -> tuple[Response, int, dict[str, str]]:
         opened.add(task)
         opened.flush()
         answer = task.as_dict()
-    logger.info("Task %d created", answer["id"])
-    return jsonify(answer), 201, {"Location": url_for("tasks.get_task", task_id=answer["id"])}
+    _tell_change(task.id, None, task.state)
+    return jsonify(answer), 201, {"Location": url_for("tasks.get_task", task_id=task.id)}
 
 
 @blueprint.get("/<int:task_id>")
@@ -172,14 +175,25 @@ def _edit(task_id: int, values: dict[str, Any]) -> Response:
             task.updated_at = now
         answer = task.as_dict()
     if task.state is not before:
-        logger.info("Task %d went from %s to %s", task_id, before, task.state)
+        _tell_change(task_id, before, task.state)
     return jsonify(answer)
+
+
+def _tell_change(task_id: int, before: State | None, after: State | None) -> None:
+    """Say on the request's span and in the log what happened to a task, once it is committed. Never its title."""
+    attributes: dict[str, str | int] = {"task.id": task_id}
+    attributes |= {"task.state.from": before.value} if before else {}
+    attributes |= {"task.state.to": after.value} if after else {}
+    trace.get_current_span().set_attributes(attributes)
+    what = "created" if before is None else "deleted" if after is None else f"went from {before} to {after}"
+    logger.info("Task %d %s", task_id, what, extra=attributes)
 
 
 @blueprint.delete("/<int:task_id>")
 def delete_task(task_id: int) -> tuple[str, int]:
     """Delete a task for good."""
     with session() as opened:
-        opened.delete(find(opened, task_id))
-    logger.info("Task %d deleted", task_id)
+        task = find(opened, task_id)
+        opened.delete(task)
+    _tell_change(task_id, task.state, None)
     return "", 204

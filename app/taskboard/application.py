@@ -10,7 +10,8 @@ from opentelemetry import propagate
 from sqlalchemy.orm import sessionmaker
 
 from taskboard import api, database, problems
-from taskboard.models import TITLE_LENGTH
+from taskboard.faults import ATTRIBUTE, Faults
+from taskboard.models import NOTES_LENGTH, TITLE_LENGTH
 from taskboard.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,8 @@ def create_app(settings: Settings) -> Flask:
     """Make the application. The database's schema must be there already: see `taskboard.database.migrate`."""
     app = Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
-    app.extensions["taskboard.session"] = sessionmaker(database.connect(settings.database_url), expire_on_commit=False)
+    engine = database.connect(settings.database_url)
+    app.extensions["taskboard.session"] = sessionmaker(engine, expire_on_commit=False)
     problems.register(app)
     app.register_blueprint(api.blueprint)
 
@@ -44,6 +46,7 @@ def create_app(settings: Settings) -> Flask:
             version=settings.version,
             traceparent=carrier.get("traceparent", ""),
             title_length=TITLE_LENGTH,
+            notes_length=NOTES_LENGTH,
         )
 
     @app.get("/healthz")
@@ -58,6 +61,8 @@ def create_app(settings: Settings) -> Flask:
     @app.before_request
     def start_clock() -> None:
         g.started = time.perf_counter()
+
+    Faults(settings.faults, engine).register(app)  # after the clock: a fault is part of the request
 
     @app.after_request
     def finish(response: Response) -> Response:
@@ -87,5 +92,6 @@ def _log_request(response: Response) -> None:
             "http.route": route,
             "http.response.status_code": response.status_code,
             "duration_ms": round(seconds * 1000, 3),
-        },
+        }
+        | ({ATTRIBUTE: g.fault} if "fault" in g else {}),
     )

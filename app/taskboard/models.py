@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from datetime import UTC, datetime
 
-from sqlalchemy import DateTime, Dialect, Enum, String, TypeDecorator
+from sqlalchemy import BigInteger, DateTime, Dialect, Enum, Integer, String, TypeDecorator
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 TITLE_LENGTH = 200
@@ -20,7 +20,7 @@ class State(enum.StrEnum):
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A point in time that keeps its zone in databases which store none, such as SQLite."""
+    """A point in time in UTC: SQLite stores no zone, and PostgreSQL answers in that of its session."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -30,8 +30,8 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value and value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Give the zone back to what a database returned without one."""
-        return value and value.replace(tzinfo=UTC) if value and value.tzinfo is None else value
+        """Return it in UTC, whatever zone the database gave it back with, or none."""
+        return value and (value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC))
 
 
 class Base(DeclarativeBase):
@@ -43,7 +43,8 @@ class Task(Base):
 
     __tablename__ = "task"
 
-    id: Mapped[int] = mapped_column(primary_key=True)
+    # SQLite's own 64-bit row id is an INTEGER.
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
     title: Mapped[str] = mapped_column(String(TITLE_LENGTH))
     notes: Mapped[str] = mapped_column(String(NOTES_LENGTH))
     state: Mapped[State] = mapped_column(

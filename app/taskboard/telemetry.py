@@ -16,6 +16,7 @@ from opentelemetry._logs import get_logger_provider
 from opentelemetry.distro import OpenTelemetryConfigurator
 from opentelemetry.instrumentation.system_metrics import SystemMetricsInstrumentor
 from opentelemetry.sdk._configuration import _BaseConfigurator
+from opentelemetry.sdk.metrics import MeterProvider
 
 #: What a worker reports of itself. The host's own figures are node_exporter's work.
 PROCESS_METRICS: dict[str, list[str] | None] = {
@@ -53,15 +54,16 @@ class OncePerMinute(logging.Filter):
         return True
 
 
-def start_in_worker() -> None:
-    """Start the SDK, from the environment as usual, under an identity of this process's own."""
+def start_in_worker() -> bool:
+    """Start the SDK, from the environment as usual, under an identity of this process's own; return whether it runs."""
     _log_to_journal()
     if (arguments := WorkerConfigurator.arguments) is None:
-        return  # not under `opentelemetry-instrument`
+        return False  # not under `opentelemetry-instrument`
     sdk = OpenTelemetryConfigurator()  # type: ignore[no-untyped-call]
     sdk.configure(**arguments, resource_attributes={"service.instance.id": str(uuid.uuid4())})  # type: ignore[no-untyped-call]
     # Not loaded in the master: it would measure the master's process from every worker.
     SystemMetricsInstrumentor(config=PROCESS_METRICS).instrument()
+    return True
 
 
 def _log_to_journal() -> None:
@@ -82,9 +84,9 @@ def _log_to_journal() -> None:
     exporters.propagate = False
 
 
-def stop_in_worker() -> None:
+def stop_in_worker(shared: MeterProvider | None = None) -> None:
     """Send what is still in memory, so that a graceful stop loses nothing; without a Collector, give up in time."""
-    providers = (trace.get_tracer_provider(), metrics.get_meter_provider(), get_logger_provider())
+    providers = (trace.get_tracer_provider(), metrics.get_meter_provider(), get_logger_provider(), shared)
     # The API's own providers, without an SDK, have nothing to shut down.
     with ThreadPoolExecutor() as pool:  # each may wait for an export's timeout
         for provider in providers:

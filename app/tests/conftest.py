@@ -1,5 +1,6 @@
 """The application with the real OpenTelemetry SDK, whose exporters keep everything in memory."""
 
+import json
 import os
 
 import pytest
@@ -80,13 +81,23 @@ def database_url(tmp_path):
 
 
 @pytest.fixture
-def app(sdk, database_url, caplog):
+def faults():
+    """Faults that are switched on: none, unless a test says otherwise."""
+    return {}
+
+
+@pytest.fixture
+def app(sdk, database_url, faults, tmp_path, caplog):
     from taskboard import database
     from taskboard.application import create_app
     from taskboard.settings import Settings
 
     caplog.set_level("INFO")
-    settings = Settings.from_environment({"TASKBOARD_DATABASE_URL": database_url, "TASKBOARD_VERSION": "7.7"})
+    environment = {"TASKBOARD_DATABASE_URL": database_url, "TASKBOARD_VERSION": "7.7"}
+    if faults:
+        (tmp_path / "faults.json").write_text(json.dumps(faults))
+        environment["TASKBOARD_FAULTS"] = f"{tmp_path}/faults.json"
+    settings = Settings.from_environment(environment)
     database.migrate(settings.database_url)
     return create_app(settings)
 

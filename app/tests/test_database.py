@@ -1,5 +1,7 @@
 """The schema's way from one version of the code to the next, and back."""
 
+import multiprocessing
+
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
@@ -22,6 +24,24 @@ def test_migrating_again_keeps_the_tasks(client, database_url):
     task = client.post("/api/tasks", json={"title": "Stay"}).json
     database.migrate(parse(database_url))
     assert client.get(f"/api/tasks/{task['id']}").json == task
+
+
+def migrate_when_all_are_there(barrier, url):
+    barrier.wait(60)
+    database.migrate(parse(url))
+
+
+def test_migrations_at_the_same_time_wait_for_each_other(database_url):
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(3)
+    together = [context.Process(target=migrate_when_all_are_there, args=(barrier, database_url)) for _ in range(3)]
+    for process in together:
+        process.start()
+    for process in together:
+        process.join(60)
+    assert [process.exitcode for process in together] == [0] * 3
+    with connect(database_url).connect() as connection:
+        assert connection.execute(sa.text("SELECT version_num FROM alembic_version")).all() == [("0001",)]
 
 
 def test_schema_of_a_later_version_is_left_alone(client, database_url, caplog):

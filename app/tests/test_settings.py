@@ -1,5 +1,6 @@
 """What the application refuses to be told, and how it says so."""
 
+import json
 import subprocess
 import sys
 
@@ -23,16 +24,102 @@ def test_database_without_a_file_is_refused(url):
         read(DATABASE_URL=url)
 
 
-@pytest.mark.parametrize("url", ["", "tasks.db", "mysql://somewhere/tasks"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "tasks.db",
+        "postgresql+psycopg://me@host:port/tasks",
+        "mysql://somewhere/tasks",
+        "postgresql://me@127.0.0.1/tasks",  # for which SQLAlchemy would want another driver
+        "postgresql+psycopg://127.0.0.1/tasks",
+        "postgresql+psycopg://me@127.0.0.1",
+        "postgresql+psycopg://me@127.0.0.1/tasks?host=db.example.org",
+        "postgresql+psycopg://me@/tasks?host=db.example.org",
+    ],
+)
 def test_what_is_no_supported_database_is_refused(url):
     with pytest.raises(SettingsError, match="TASKBOARD_DATABASE_URL"):
         read(DATABASE_URL=url)
 
 
-def test_password_in_an_address_is_not_repeated():
-    with pytest.raises(SettingsError) as error:
-        read(DATABASE_URL="mysql://me:hunter2@somewhere/tasks")
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql://me:hunter2@somewhere/tasks",
+        "postgresql+psycopg://me:hunter2@127.0.0.1:no/tasks",
+        "postgresql+psycopg://me:hunter2@127.0.0.1/tasks",
+        "postgresql+psycopg://me@127.0.0.1/tasks?password=hunter2",
+    ],
+)
+def test_password_in_an_address_is_refused_and_not_repeated(url):
+    with pytest.raises(SettingsError, match="TASKBOARD_DATABASE_URL") as error:
+        read(DATABASE_URL=url)
     assert "hunter2" not in str(error.value)
+
+
+def test_refused_password_is_told_where_it_belongs():
+    with pytest.raises(SettingsError, match=r"credential database_password .*taskboard_database_password"):
+        read(DATABASE_URL="postgresql+psycopg://me:hunter2@127.0.0.1/tasks")
+
+
+def test_password_comes_from_the_credential_and_is_shown_nowhere(tmp_path):
+    (tmp_path / "database_password").write_text("hunter2\n")
+    environment = {"TASKBOARD_DATABASE_URL": "postgresql+psycopg://me@127.0.0.1/tasks"}
+    settings = Settings.from_environment(environment | {"CREDENTIALS_DIRECTORY": str(tmp_path)})
+    assert settings.database_url.password == "hunter2"
+    assert "hunter2" not in f"{settings} {settings.database_url}"
+
+
+@pytest.mark.parametrize(
+    ("where", "taken"),
+    [
+        ("@127.0.0.1/tasks", True),
+        ("@localhost:5433/tasks", True),
+        ("@[::1]/tasks", True),
+        ("@/tasks", True),
+        ("@/tasks?host=/run/postgresql", True),
+        ("@db.example.org/tasks?sslmode=verify-full&sslrootcert=system", True),
+        ("@db.example.org/tasks", False),
+        ("@10.0.0.1/tasks?sslmode=require", False),
+        ("@127.0.0.1.example.org/tasks", False),
+    ],
+)
+def test_another_host_must_prove_who_it_is(where, taken):
+    url = f"postgresql+psycopg://me{where}"
+    if taken:
+        assert read(DATABASE_URL=url).database_url.username == "me"
+    else:
+        with pytest.raises(SettingsError, match=r"TASKBOARD_DATABASE_URL .*sslmode=verify-full"):
+            read(DATABASE_URL=url)
+
+
+@pytest.mark.parametrize(
+    ("faults", "complaint"),
+    [
+        ({"latncy": {"share": 1}}, "latncy is not a kind"),
+        ({"latency": {"share": 0.5}}, "latency has the fields"),
+        ({"error": {"share": 0.5, "milliseconds": 3}}, "error has the fields"),
+        ({"error": {}}, "error has the fields"),
+        ({"error": {"share": 1.1}}, "error.share must be"),
+        ({"error": {"share": True}}, "error.share must be"),
+        ({"error": {"share": "0.1"}}, "error.share must be"),
+        ({"slow_query": {"share": 1, "milliseconds": 60_001}}, "slow_query.milliseconds must be"),
+        ({"latency": {"share": 1, "milliseconds": 1.5}}, "latency.milliseconds must be"),
+        ({"error": {"share": 1, "route": None}}, "error.route must be"),
+        (["error"], "must map"),
+    ],
+)
+def test_faults_that_mean_nothing_are_refused_by_name(tmp_path, faults, complaint):
+    file = tmp_path / "faults.json"
+    file.write_text(json.dumps(faults))
+    with pytest.raises(SettingsError, match=rf"TASKBOARD_FAULTS: .*{complaint}"):
+        read(DATABASE_URL="sqlite:////srv/tasks.db", FAULTS=str(file))
+
+
+def test_faults_that_cannot_be_read_are_refused(tmp_path):
+    with pytest.raises(SettingsError, match=r"TASKBOARD_FAULTS: .*cannot be read"):
+        read(DATABASE_URL="sqlite:////srv/tasks.db", FAULTS=str(tmp_path / "none.json"))
 
 
 def test_absolute_path_is_taken():

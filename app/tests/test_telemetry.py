@@ -69,6 +69,33 @@ def test_change_of_state_is_logged_in_its_trace(client, telemetry):
     client.post("/api/tasks/1/complete", headers=TRACEPARENT)
     (line,) = (log for log in telemetry.logs() if "http.route" not in log.attributes)
     assert (line.body, f"{line.trace_id:032x}") == ("Task 1 went from open to done", TRACE)
+    wanted = {"task.id": 1, "task.state.from": "open", "task.state.to": "done"}
+    for attributes in (line.attributes, telemetry.server_span().attributes):
+        assert {key: value for key, value in attributes.items() if key.startswith("task.")} == wanted
+
+
+def test_beginning_and_end_of_a_task_are_on_the_request_span(client, telemetry):
+    def told(answer):
+        span = telemetry.server_span()
+        telemetry.clear()
+        return {key: value for key, value in span.attributes.items() if key.startswith("task.")}
+
+    assert told(client.post("/api/tasks", json={"title": "x"})) == {"task.id": 1, "task.state.to": "open"}
+    assert told(client.patch("/api/tasks/1", json={"title": "y"})) == {}, "its state did not change"
+    assert told(client.delete("/api/tasks/1")) == {"task.id": 1, "task.state.from": "open"}
+
+
+def test_connection_pool_tells_how_many_connections_are_in_use(app, telemetry):
+    def pool():
+        points = telemetry.points("db.client.connections.usage")
+        return {p.attributes["state"]: p.value for p in points if p.attributes["pool.name"] == "taskboard"}
+
+    app.test_client().get("/api/tasks")
+    before = pool()
+    with app.extensions["taskboard.session"]() as session:
+        session.execute(sa.text("SELECT 1"))
+        assert pool() == {"idle": before["idle"] - 1, "used": before["used"] + 1}
+    assert pool() == before
 
 
 def test_failing_database_shows_in_answer_trace_log_and_metric_alike(client, broken_database, telemetry):

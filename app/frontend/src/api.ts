@@ -5,6 +5,7 @@ export type State = "open" | "done";
 export interface Task {
   readonly id: number;
   readonly title: string;
+  readonly notes: string;
   readonly state: State;
 }
 

@@ -5,6 +5,7 @@ import type { Ask, State, Task, TaskPage } from "./api.ts";
 import { interact } from "./interaction.ts";
 
 type Unexpected = (error: unknown, where: Context) => void;
+type Field = HTMLInputElement | HTMLTextAreaElement;
 
 /** Return the element of that type; the page's HTML and this code must agree. */
 function find<Found extends HTMLElement>(type: new () => Found, selector: string, below: ParentNode = document): Found {
@@ -21,6 +22,7 @@ function copyOf<Found extends HTMLElement>(type: new () => Found, template: stri
 export function openPage(unexpected: Unexpected, parent: Context): void {
   const create = find(HTMLFormElement, "#create");
   const newTitle = find(HTMLInputElement, "#title");
+  const newNotes = find(HTMLTextAreaElement, "#notes");
   const filter = find(HTMLElement, "#filter");
   const list = find(HTMLElement, "#tasks");
   const empty = find(HTMLElement, "#empty");
@@ -31,20 +33,19 @@ export function openPage(unexpected: Unexpected, parent: Context): void {
   let nextBefore: number | null = null;
   let wanted = 0; // counts the lists asked for: an answer that was overtaken by a newer one is not shown
 
-  /** Do something in an interaction's span; show how it ended. `field` is what the person would have to put right. */
-  async function act(name: string, action: (ask: Ask) => Promise<string>, field?: HTMLInputElement, within?: Context): Promise<void> {
+  /** Do something in an interaction's span; show how it ended. `fields` are what the person may have to put right. */
+  async function act(name: string, action: (ask: Ask) => Promise<string>, fields: readonly Field[] = [], within?: Context): Promise<void> {
     const failure = await interact(name, async (ask) => { say(await action(ask)); }, unexpected, within);
     error.hidden = failure === null;
-    field?.toggleAttribute("aria-invalid", false);
+    for (const field of fields) field.removeAttribute("aria-invalid");
     if (failure === null) return;
     say("");
     find(HTMLElement, "#error-text").textContent = failure.message;
     find(HTMLElement, "#error-trace").hidden = failure.traceId === "";
     find(HTMLElement, "#trace-id").textContent = failure.traceId;
-    if (field && failure.fields.includes(field.name)) {
-      field.setAttribute("aria-invalid", "true");
-      field.focus();
-    }
+    const wrong = fields.filter((field) => failure.fields.includes(field.name));
+    for (const field of wrong) field.setAttribute("aria-invalid", "true");
+    wrong[0]?.focus();
   }
 
   /** Tell it to who cannot see the list change. */
@@ -101,6 +102,9 @@ export function openPage(unexpected: Unexpected, parent: Context): void {
     const path = `api/tasks/${task.id}`;
     item.classList.toggle("done", task.state === "done");
     find(HTMLElement, ".title", item).textContent = task.title;
+    const notes = find(HTMLElement, ".notes", item);
+    notes.textContent = task.notes;
+    notes.hidden = !task.notes;
 
     const done = find(HTMLInputElement, ".state", item);
     done.checked = task.state === "done";
@@ -136,19 +140,21 @@ export function openPage(unexpected: Unexpected, parent: Context): void {
     return item;
   }
 
-  /** Let the title be edited where it stands. */
+  /** Let title and notes be edited where they stand. */
   function editIn(item: HTMLElement, task: Task, path: string): void {
     const form = copyOf(HTMLFormElement, "#editor");
     const title = find(HTMLInputElement, "input", form);
+    const notes = find(HTMLTextAreaElement, "textarea", form);
     const close = (): void => { replace(item, task, ".edit"); };
     title.value = task.title;
+    notes.value = task.notes;
     form.addEventListener("submit", (event) => {
       event.preventDefault();
       void act("edit task", async (ask) => {
-        const changed = await ask<Task>("PATCH", path, { title: title.value });
+        const changed = await ask<Task>("PATCH", path, { title: title.value, notes: notes.value });
         replace(item, changed, ".edit");
         return "Task changed";
-      }, title);
+      }, [title, notes]);
     });
     find(HTMLElement, "button[type=button]", form).addEventListener("click", close);
     form.addEventListener("keydown", (event) => { if (event.key === "Escape") close(); });
@@ -159,14 +165,14 @@ export function openPage(unexpected: Unexpected, parent: Context): void {
   create.addEventListener("submit", (event) => {
     event.preventDefault();
     void act("create task", async (ask) => {
-      const task = await ask<Task>("POST", "api/tasks", { title: newTitle.value });
-      newTitle.value = "";
+      const task = await ask<Task>("POST", "api/tasks", { title: newTitle.value, notes: newNotes.value });
+      create.reset();
       if (shownState() !== "done") list.prepend(itemOf(task));
       countShown();
       return "Task added";
-    }, newTitle);
+    }, [newTitle, newNotes]);
   });
   filter.addEventListener("change", () => void act("filter tasks", load));
   more.addEventListener("click", () => void act("show more tasks", (ask) => load(ask, nextBefore)));
-  void act("open page", load, undefined, parent);
+  void act("open page", load, [], parent);
 }

@@ -7,7 +7,7 @@ from conftest import unit_name
 from otlp import JSON, Probe
 
 CREDENTIAL = "/etc/watchpost/otel_collector/current/credentials/otlp_ingest_token"
-GENERATIONS = {"grafana_admin_password": 1, "grafana_secret_key": 1, "otlp_ingest_token": 2}
+GENERATIONS = {"grafana_admin_password": 1, "grafana_secret_key": 1, "otlp_ingest_token": 2, "redaction_key": 1}
 
 
 def main_pid(host):

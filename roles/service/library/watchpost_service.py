@@ -274,7 +274,7 @@ class Service:
                 "CREDENTIALS_DIRECTORY": name,
                 "HOME": name,
                 "TMPDIR": name,
-                **self.p["environment"],
+                **{key: self.fill(value, home) for key, value in self.p["environment"].items()},
             }
             as_user = {"user": uid, "group": gid, "extra_groups": []} if os.geteuid() == 0 else {}
             for check in self.p["checks"]:

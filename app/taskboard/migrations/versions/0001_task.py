@@ -11,7 +11,7 @@ def upgrade() -> None:
     """Create the table."""
     op.create_table(
         "task",
-        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
         sa.Column("title", sa.String(200), nullable=False),
         sa.Column("notes", sa.String(2000), nullable=False),
         sa.Column("state", sa.String(16), nullable=False),

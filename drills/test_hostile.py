@@ -1,0 +1,133 @@
+"""One bad client harms itself only: the others lose nothing, and memory stays within its limit."""
+
+import gzip
+import subprocess
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+
+from drills.harness import say, unit_name
+from watchpost.load import ingest_client
+from watchpost.load_send import Signal
+
+MIB = 1024 * 1024
+PROTOBUF = {"Content-Type": "application/x-protobuf"}
+BOMB_MIB = 1024  # decompressed
+BOMBS = 8  # at once
+#: MiB of resident memory that the Collector may have had at most: its limit, and half of it again for what the limit
+#: does not count: program files, stacks, and garbage that has not been given back yet.
+MEMORY_MIB = 768
+
+
+def gzip_bomb():
+    """One member of 16 MiB, again and again: a gzip file may hold many."""
+    return gzip.compress(bytes(16 * MIB)) * (BOMB_MIB // 16)
+
+
+def zstd_bomb():
+    """The controller has zstd, which unpacks Debian's packages."""
+    done = subprocess.run(["zstd", "-c"], input=bytes(BOMB_MIB * MIB), capture_output=True, check=True)
+    return done.stdout
+
+
+BOMB = {"gzip": gzip_bomb, "zstd": zstd_bomb, "deflate": lambda: zlib.compress(bytes(BOMB_MIB * MIB), 9)}
+
+
+def throw(appliance, encoding, count):
+    """Send bombs all at once; return what was answered."""
+    body = BOMB[encoding]()
+    say(f"{len(body)} bytes of {encoding} become {BOMB_MIB} MiB")
+    headers = PROTOBUF | {"Content-Encoding": encoding}
+
+    def one(_):
+        try:
+            return client.post("/v1/traces", content=body, headers=headers, timeout=60).status_code
+        except httpx.TransportError as error:
+            return type(error).__name__
+
+    with ingest_client(appliance.target) as client, ThreadPoolExecutor(count) as pool:
+        return list(pool.map(one, range(count)))
+
+
+@pytest.mark.parametrize("encoding", BOMB)
+def test_bombs_are_refused_and_harm_nobody(drill, encoding):
+    drill.appliance.restart("otel_collector")  # its peak of memory begins anew
+    pid = drill.appliance.shell(f"systemctl show --property=MainPID --value {unit_name('otel_collector')}")
+    with drill.appliance.load() as running:
+        drill.pause(1, 2)
+        answers = throw(drill.appliance, encoding, BOMBS)
+        drill.pause(1, 2)
+    _, peak = drill.appliance.memory_mib("otel_collector")
+    drill.outcome.remarks.append(f"answers {answers}; memory at most {peak} MiB")
+    drill.assert_nothing_lost(running)
+    assert set(answers) <= {400, 413}, answers
+    assert peak <= MEMORY_MIB
+    assert drill.appliance.shell(f"systemctl show --property=MainPID --value {unit_name('otel_collector')}") == pid
+
+
+def test_without_a_limit_of_the_body_a_bomb_takes_the_memory(drill):
+    http = {"protocols": {"http": {"max_request_body_size": 4096 * MIB}}}
+    with drill.appliance.collector_with(receivers={"otlp/ingest": http}):
+        throw(drill.appliance, "gzip", 1)
+        _, peak = drill.appliance.memory_mib("otel_collector")
+    say(f"memory at most {peak} MiB")
+    assert peak > MEMORY_MIB
+
+
+@pytest.mark.parametrize("hours", [-1, 1], ids=["an hour late", "an hour early"])
+def test_clock_that_is_off_loses_nothing_and_harms_nobody(drill, hours):
+    with drill.appliance.load(shift=hours * 3600) as wrong, drill.appliance.load() as right:
+        drill.pause(5, 6)
+    drill.settle(right)
+    assert not drill.outcome.lost, "others were harmed"
+    drill.assert_nothing_lost(wrong)
+
+
+def delta():
+    """Return a request that Prometheus refuses: a sum that begins anew with each export."""
+    request = ExportMetricsServiceRequest()
+    metric = request.resource_metrics.add().scope_metrics.add().metrics.add(name="drill.delta")
+    metric.sum.aggregation_temporality = 1
+    metric.sum.data_points.add(time_unix_nano=time.time_ns(), as_int=1)
+    return request.SerializeToString()
+
+
+def test_metrics_that_prometheus_refuses_harm_nobody(drill):
+    with ingest_client(drill.appliance.target) as client, drill.appliance.load(signals=(Signal.METRICS,)) as running:
+        for _ in range(50):
+            client.post("/v1/metrics", content=delta(), headers=PROTOBUF)
+            time.sleep(0.1)  # so that it meets requests of the other client
+    drill.assert_nothing_lost(running)
+
+
+def points(first, count, now):
+    """Return a request with one point for each of `count` label values, from `first` on."""
+    request = ExportMetricsServiceRequest()
+    resource = request.resource_metrics.add()
+    resource.resource.attributes.append(KeyValue(key="service.name", value=AnyValue(string_value="drill-noisy")))
+    metric = resource.scope_metrics.add().metrics.add(name="drill.noisy")
+    for number in range(first, first + count):
+        value = KeyValue(key="user", value=AnyValue(string_value=f"user-{number}"))
+        metric.gauge.data_points.add(attributes=[value], time_unix_nano=now, as_int=1)
+    return request.SerializeToString()
+
+
+def test_client_with_a_million_label_values_harms_nobody(drill, values):
+    each = 2000
+    with ingest_client(drill.appliance.target) as client, drill.appliance.load(seconds=300) as running:
+        drill.pause(1, 2)
+        answers = {}
+        for first in range(0, values, each):
+            answer = client.post("/v1/metrics", content=points(first, each, time.time_ns()), headers=PROTOBUF)
+            answers[answer.status_code] = answers.get(answer.status_code, 0) + each
+        say(f"{values} label values were answered {answers}")
+        drill.pause(5, 8)
+    now, peak = drill.appliance.memory_mib("prometheus")
+    drill.outcome.remarks.append(f"answers {answers}; Prometheus holds {now} MiB, at most {peak}")
+    drill.assert_nothing_lost(running, 120)
+    assert Signal.METRICS in running.counts

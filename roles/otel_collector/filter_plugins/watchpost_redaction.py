@@ -1,0 +1,276 @@
+"""Turn the rules of group_vars/all/redaction.yml into processors of the Collector.
+
+Two kinds of processor share the work. `redaction` looks into every attribute and log body, nested ones too, and is
+fast; it can only put **** for what it finds. `transform` reaches the fields that the other does not (names, messages,
+links), and keeps a part where that is harmless: an address's network, a URL's parameters by name, a statement's form.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+MASK = "****"
+#: Characters of patterns that are joined into one: beyond about 500 instructions Go searches in a slower way.
+JOINED = 600
+
+Settings = Mapping[str, Any]
+
+_IPV4 = r"((?:[1-9]?\d|1[013-9]\d|12[0-689]|2[0-4]\d|25[0-5])\.\d{1,3}\.\d{1,3}\.)\d{1,3}\b"
+_GROUP = "[0-9a-fA-F]{1,4}"
+_IPV6 = (
+    rf"((?:[23][0-9a-fA-F]{{3}}|[fF][c-eC-E][0-9a-fA-F]{{2}})(?::{_GROUP}){{0,2}})"
+    rf"(?:(?::{_GROUP}){{0,5}}::(?:{_GROUP}(?::{_GROUP}){{0,5}})?|(?::{_GROUP}){{5}})"
+)
+#: What is replaced within a field, and by what: a part of it stays.
+CUT_ADDRESS = ((rf"\b{_IPV4}", "${1}0"), (rf"\b{_IPV6}", "${1}::"))
+CUT_URL = ((r"://[^\s/@]+@", f"://{MASK}@"), (r"(^|[?&;#])([^=&;?#\s]+)=[^&;#\s]*", f"${{1}}${{2}}={MASK}"))
+CUT_URLS_IN_TEXT = ((r"([?&][\w.%\[\]-]+=)[^\s&#\"'<>]+", f"${{1}}{MASK}"),)
+CUT_SQL = (
+    (r"'(?:[^']|'')*(?:'|$)", "?"),
+    (r'"[^"]*[^\w."][^"]*"', "?"),  # not a name, so a text, as MySQL takes it
+    (r"\$([A-Za-z_]*)\$(?s:.*?)\$[A-Za-z_]*\$", "?"),
+    (r"\b(?:\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|0x[0-9a-fA-F]+)\b", "?"),
+)
+
+
+def processors(settings: Settings) -> dict[str, list[str]]:
+    """Return the names of the processors of each signal, in their order; none when redaction is off."""
+    if not settings["watchpost_redaction_enabled"]:
+        return {"traces": [], "logs": [], "metrics": []}
+    extra = ["redaction/extra"] if settings["watchpost_redaction_extra_rules"] else []
+    return {
+        signal: [f"transform/redact_{signal}", "redaction/names", *extra, "redaction/signs", "redaction/numbers"]
+        for signal in ("traces", "logs", "metrics")
+    }
+
+
+def configuration(settings: Settings) -> dict[str, Any]:
+    """Return the Collector's configuration of these processors."""
+    used = {name for names in processors(settings).values() for name in names}
+    transform = {"traces": "trace_statements", "logs": "log_statements", "metrics": "metric_statements"}
+    groups = _Groups(settings)
+    every = {
+        "redaction/names": _redactor(
+            settings,
+            ignored_keys=settings["known_keys"],
+            blocked_key_patterns=settings["watchpost_redaction_blocked_keys"],
+            blocked_values=_patterns(settings, "always"),
+        ),
+        "redaction/extra": _redactor(
+            settings, blocked_values=[rule["pattern"] for rule in settings["watchpost_redaction_extra_rules"]]
+        ),
+        **{
+            f"redaction/{search}": _redactor(
+                settings,
+                ignored_keys=settings["numberless_keys"] if search == "numbers" else [],
+                allowed_values=[settings["harmless"][search], *settings["ids"]],
+                blocked_values=_joined(_patterns(settings, search)),
+            )
+            for search in ("signs", "numbers")
+        },
+        **{
+            f"transform/redact_{signal}": {"error_mode": "silent", key: list(getattr(groups, signal)())}
+            for signal, key in transform.items()
+        },
+    }
+    return {"processors": {name: config for name, config in every.items() if name in used}}
+
+
+def rules_one_by_one(settings: Settings) -> dict[str, Any]:
+    """Return a configuration in which every pattern stands alone, in a processor that has its name.
+
+    Nothing runs with it: the Collector's check tells with it whose pattern it does not take.
+    """
+    alone: dict[str, dict[str, Any]] = {}
+    for rule in [*settings["watchpost_redaction_rules"], *settings["watchpost_redaction_extra_rules"]]:
+        alone[f"redaction/{rule['name']}"] = {"blocked_values": [rule["pattern"]]}
+    alone["redaction/watchpost_redaction_blocked_keys"] = {
+        "blocked_key_patterns": settings["watchpost_redaction_blocked_keys"]
+    }
+    alone["redaction/watchpost_redaction_allowed_values"] = {"allowed_values": _allowed(settings)}
+    return {
+        "receivers": {"otlp": {"protocols": {"http": None}}},
+        "processors": _dollars(alone),
+        "exporters": {"debug": None},
+        "service": {
+            "pipelines": {"traces": {"receivers": ["otlp"], "processors": list(alone), "exporters": ["debug"]}}
+        },
+    }
+
+
+class _Groups:
+    """The groups of OTTL statements of each signal."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.untouched = {*settings["watchpost_redaction_allowed_keys"], *settings["watchpost_redaction_hashed_keys"]}
+        extra = [rule["pattern"] for rule in settings["watchpost_redaction_extra_rules"]]
+        self.always = _joined([*_patterns(settings, "always"), *extra])
+
+    def traces(self) -> Iterator[dict[str, Any]]:
+        yield from self._scope_and_resource()
+        yield from self._hashed("spanevent", "span")
+        for keys, cuts in (
+            ("address_keys", CUT_ADDRESS),
+            ("url_keys", CUT_URL),
+            ("sql_keys", CUT_SQL),
+        ):
+            yield from self._cut([f"span.attributes[{json.dumps(key)}]" for key in self._kept(keys)], cuts)
+        yield from self._text("span", "span.name")
+        yield from self._text("span", "span.status.message", "span.trace_state")
+        yield from self._text("spanevent", "spanevent.name")
+        # OTTL cannot look into a link. Assigned to themselves the links are gone; their number is kept.
+        services = self.settings["watchpost_redaction_keep_links_of"]
+        kept = "".join(f' and resource.attributes["service.name"] != {json.dumps(service)}' for service in services)
+        yield _group(
+            "span",
+            [f"Len(span.links) > 0{kept}"],
+            ["set(span.dropped_links_count, Len(span.links))", "set(span.links, span.links)"],
+        )
+
+    def logs(self) -> Iterator[dict[str, Any]]:
+        yield from self._scope_and_resource()
+        yield from self._hashed("log")
+        yield _group(
+            "log",
+            [f"IsString(log.body) and {self._suspicious('log.body', 'numbers')}"],
+            _replace("log.body", CUT_ADDRESS[:1]),
+        )
+        yield _group(
+            "log",
+            [f"IsString(log.body) and {self._suspicious('log.body', 'signs')}"],
+            _replace("log.body", (*CUT_ADDRESS[1:], *CUT_URL[:1], *CUT_URLS_IN_TEXT)),
+        )
+        yield from self._text("log", "log.severity_text", "log.event_name")
+
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        yield from self._scope_and_resource()
+        yield from self._hashed("datapoint")
+        yield from self._text("metric", "metric.name", "metric.description", "metric.unit")
+        yield _group("metric", ["Len(metric.metadata) > 0"], ['delete_matching_keys(metric.metadata, "")'])
+
+    def _kept(self, which: str) -> list[str]:
+        return [key for key in self.settings[which] if key not in self.untouched]
+
+    def _scope_and_resource(self) -> Iterator[dict[str, Any]]:
+        yield from self._hashed("resource", "scope")
+        yield from self._text("resource", "resource.schema_url")
+        yield from self._text("scope", "scope.name", "scope.version", "scope.schema_url")
+
+    def _hashed(self, *contexts: str) -> Iterator[dict[str, Any]]:
+        key = "${file:${env:CREDENTIALS_DIRECTORY}/redaction_key}"
+        for context in contexts:
+            for name in self.settings["watchpost_redaction_hashed_keys"]:
+                value = f"{context}.attributes[{json.dumps(name)}]"
+                inner = f'SHA256(Concat(["{key}", String({value})], ""))'
+                yield _group(
+                    context,
+                    [f"{value} != nil"],
+                    [
+                        # The key within and without: as in an HMAC, nobody can go on from a known hash.
+                        f'set({value}, SHA256(Concat(["{key}", {inner}], "")))',
+                        f'set({value}, "{MASK}") where not IsMatch({value}, "^[0-9a-f]{{64}}$$")',
+                    ],
+                    escape=False,
+                )
+
+    def _cut(self, fields: list[str], cuts: Iterable[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+        if fields:
+            statements = [statement for field in fields for statement in _replace(field, cuts)]
+            yield _group(fields[0].partition(".")[0], [f"{field} != nil" for field in fields], statements)
+
+    def _text(self, context: str, *fields: str) -> Iterator[dict[str, Any]]:
+        """Apply every rule to fields that no redaction processor looks at; empty ones cost one comparison."""
+        searches = {search: _joined(_patterns(self.settings, search)) for search in ("signs", "numbers")}
+        statements = []
+        for field in fields:
+            for search, patterns in {"": self.always, **searches}.items():
+                if where := self._suspicious(field, search):
+                    where = f" where {where}"
+                statements += [f"{statement}{where}" for statement in _replace(field, ((p, MASK) for p in patterns))]
+        yield _group(context, [f'{field} != ""' for field in fields], statements)
+
+    def _suspicious(self, field: str, search: str) -> str:
+        harmless = [self.settings["harmless"][search]] if search else []
+        return " and ".join(f"not IsMatch({field}, {json.dumps(p)})" for p in [*harmless, *_allowed(self.settings)])
+
+
+def _patterns(settings: Settings, search: str) -> list[str]:
+    return [rule["pattern"] for rule in settings["watchpost_redaction_rules"] if rule["search"] == search]
+
+
+def _allowed(settings: Settings) -> list[str]:
+    return [f"^(?:{pattern})$" for pattern in settings["watchpost_redaction_allowed_values"]]
+
+
+def _joined(patterns: Iterable[str]) -> list[str]:
+    r"""Join patterns to alternatives of one, so that all of them are found from left to right.
+
+    Those that begin with \b make a group of their own: away from words' edges, where most characters stand, one look
+    does for all of them. Those that begin with a fixed character stay alone: Go looks for that character first.
+    """
+    alone: list[str] = []
+    groups: dict[str, list[str]] = {r"\b": [], "": []}
+    for pattern in patterns:
+        start = r"\b" if pattern.startswith(r"\b") else ""
+        group = groups[start]
+        alternative = f"(?:{pattern.removeprefix(start)})"
+        if pattern.startswith((r"\+", r"\(", "://")):
+            alone.append(pattern)
+        elif group and len(group[-1]) + len(alternative) < JOINED:
+            group[-1] += f"|{alternative}"
+        else:
+            group.append(alternative)
+    return [*alone, *(f"{start}(?:{joined})" for start, group in groups.items() for joined in group)]
+
+
+def _redactor(settings: Settings, *, ignored_keys: Iterable[str] = (), **lists: list[str]) -> dict[str, Any]:
+    untouched = [
+        *ignored_keys,
+        *settings["watchpost_redaction_allowed_keys"],
+        *settings["watchpost_redaction_hashed_keys"],
+    ]
+    lists["allowed_values"] = [*lists.get("allowed_values", []), *_allowed(settings)]
+    config = {
+        "allow_all_keys": True,
+        "redact_all_types": True,  # lists and maps too; those in which something is found become text
+        "summary": "silent",
+        "ignored_keys": list(dict.fromkeys(untouched)),
+        **lists,
+    }
+    escaped: dict[str, Any] = _dollars(config)
+    return escaped
+
+
+def _replace(field: str, replacements: Iterable[tuple[str, str]]) -> list[str]:
+    return [f"replace_pattern({field}, {json.dumps(p)}, {json.dumps(r)})" for p, r in replacements]
+
+
+def _group(context: str, conditions: list[str], statements: list[str], *, escape: bool = True) -> dict[str, Any]:
+    group = {"context": context, "error_mode": "silent", "conditions": conditions, "statements": statements}
+    return _dollars(group) if escape else group
+
+
+def _dollars(value: Any) -> Any:  # noqa: ANN401 - whatever a configuration may hold
+    """Write each dollar sign as the Collector takes it: twice."""
+    if isinstance(value, str):
+        return value.replace("$", "$$")
+    if isinstance(value, Mapping):
+        return {key: _dollars(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_dollars(item) for item in value]
+    return value
+
+
+class FilterModule:
+    """What Ansible looks for."""
+
+    def filters(self) -> dict[str, Any]:
+        """Return the filters by name."""
+        return {
+            "watchpost_redaction": configuration,
+            "watchpost_redaction_processors": processors,
+            "watchpost_redaction_one_by_one": rules_one_by_one,
+        }
