@@ -311,12 +311,12 @@ class Appliance:
         """Have a component's state lie on a small file system of its own for a while."""
         unit, volume = unit_name(component), Volume(self, f"/var/lib/watchpost/{component}")
         image = f"/var/tmp/drill-{component}.img"
-        self.shell(
-            f"set -e; systemctl stop {unit}; {LOOP_DEVICES}; truncate -s {mib}M {image}; mkfs.ext4 -q -m 0 {image}; "
-            f"mount -o loop {image} {volume.path}; rmdir {volume.path}/lost+found"
-        )
+        make = f"truncate -s {mib}M {image}; mkfs.ext4 -q -m 0 {image}"
+        self.shell(f"set -e; {LOOP_DEVICES}; command -v mkfs.ext4 || apt-get install -qq e2fsprogs; {make}")
         try:
-            self.shell(f"systemctl start {unit}")
+            mount = f"mount -o loop {image} {volume.path}; rmdir {volume.path}/lost+found"
+            self.shell(f"set -e; systemctl stop {unit}; {mount}; systemctl start {unit}")
+            self.wait_until_ready(component)
             yield volume
         finally:
             self.shell(f"systemctl stop {unit}; umount {volume.path}; rm -f {image}")

@@ -6,7 +6,7 @@ import pytest
 
 from drills.harness import ENGINES, say
 
-FULL_SECONDS = 20
+FULL_SECONDS = 12
 
 
 def test_full_disk_of_the_queue_loses_nothing(drill):

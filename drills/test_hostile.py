@@ -97,12 +97,23 @@ def delta():
     return request.SerializeToString()
 
 
-def test_metrics_that_prometheus_refuses_harm_nobody(drill):
+def meet_metrics_that_prometheus_refuses(drill):
     with ingest_client(drill.appliance.target) as client, drill.appliance.load(signals=(Signal.METRICS,)) as running:
         for _ in range(50):
             client.post("/v1/metrics", content=delta(), headers=PROTOBUF)
             time.sleep(0.1)  # so that it meets requests of the other client
-    drill.assert_nothing_lost(running)
+    return running
+
+
+def test_metrics_that_prometheus_refuses_harm_nobody(drill):
+    drill.assert_nothing_lost(meet_metrics_that_prometheus_refuses(drill))
+
+
+def test_with_metrics_batched_together_those_that_prometheus_refuses_harm_others(drill):
+    batch = {"batch": {"flush_timeout": "1s", "sizer": "bytes", "min_size": 100_000, "max_size": 2_000_000}}
+    with drill.appliance.collector_with(exporters={"otlp_http/prometheus": {"sending_queue": batch}}):
+        drill.settle(meet_metrics_that_prometheus_refuses(drill), timeout=20)
+    assert drill.outcome.lost
 
 
 def points(first, count, now):

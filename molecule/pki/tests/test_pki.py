@@ -218,6 +218,21 @@ def test_lost_authority_is_made_anew_with_every_identity(host, converge):
     assert handshake(host, "loki", "operator").stdout.strip() == "welcome"
 
 
+def test_end_of_each_certificate_is_told_and_the_users_own_too(host, converge, tmp_path, put_back):
+    told = host.file("/var/lib/watchpost-textfile/certificates.prom").content_string
+    ends = {identity: float(end) for identity, end in re.findall(r'identity="(\w+)"} (\d+)', told)}
+    assert ends.keys() == {*IDENTITIES, "ca", "gateway_public"}
+    assert ends["loki"] == certificate(host, "loki/tls.crt").not_valid_after_utc.timestamp()
+    assert ends["ca"] == certificate(host, "ca.crt").not_valid_after_utc.timestamp()
+    assert ends["gateway_public"] == ends["gateway"]
+    paths = own_certificate(tmp_path, "status.example.org", days=5)
+    run = converge(**paths)
+    assert run.code == 0, run.output
+    told = host.file("/var/lib/watchpost-textfile/certificates.prom").content_string
+    [end] = re.findall(r'identity="gateway_public"} (\d+)', told)
+    assert float(end) - time.time() < 6 * 86400 < ends["gateway"] - time.time()
+
+
 def test_operators_tools_get_the_authoritys_certificate_and_no_key(host, converge, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     assert converge().changed

@@ -1,13 +1,12 @@
 """Prometheus takes OTLP metrics, scrapes the services, alerts, and lets in only those whom the registry names."""
 
 import time
-from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
+import rules
 from otlp import JSON, Probe
 
-RULES_TEST = Path(__file__).with_name("rules_test.yml")
 PROMTOOL = "/opt/watchpost/prometheus/current/bin/promtool"
 
 
@@ -77,7 +76,7 @@ def test_watchdog_reaches_alertmanager(ask):
 
 def test_rules_do_as_they_should(host):
     test = host.check_output("mktemp")
-    host.check_output("printf %%s %s > %s", RULES_TEST.read_text(), test)
+    host.check_output("printf %%s %s > %s", rules.promtool_tests("/etc/watchpost/prometheus/current/rules"), test)
     done = host.run("%s test rules %s", PROMTOOL, test)
     assert done.rc == 0, done.stdout + done.stderr
 

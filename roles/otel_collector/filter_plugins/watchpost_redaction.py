@@ -106,8 +106,7 @@ class _Groups:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.untouched = {*settings["watchpost_redaction_allowed_keys"], *settings["watchpost_redaction_hashed_keys"]}
-        extra = [rule["pattern"] for rule in settings["watchpost_redaction_extra_rules"]]
-        self.always = _joined([*_patterns(settings, "always"), *extra])
+        self.extra = [rule["pattern"] for rule in settings["watchpost_redaction_extra_rules"]]
 
     def traces(self) -> Iterator[dict[str, Any]]:
         yield from self._scope_and_resource()
@@ -182,18 +181,29 @@ class _Groups:
             yield _group(fields[0].partition(".")[0], [f"{field} != nil" for field in fields], statements)
 
     def _text(self, context: str, *fields: str) -> Iterator[dict[str, Any]]:
-        """Apply every rule to fields that no redaction processor looks at; empty ones cost one comparison."""
-        searches = {search: _joined(_patterns(self.settings, search)) for search in ("signs", "numbers")}
-        statements = []
-        for field in fields:
-            for search, patterns in {"": self.always, **searches}.items():
-                if where := self._suspicious(field, search):
-                    where = f" where {where}"
-                statements += [f"{statement}{where}" for statement in _replace(field, ((p, MASK) for p in patterns))]
-        yield _group(context, [f'{field} != ""' for field in fields], statements)
+        """Apply every rule to fields that no redaction processor looks at; most of them are empty or plain words."""
+        plain = json.dumps(self.settings["harmless"]["plain"])
+        yield _group(
+            context,
+            [f"not IsMatch({field}, {plain})" for field in fields],
+            [
+                statement
+                for field in fields
+                for search in ("always", "signs", "numbers")
+                for statement in self._masked(field, _patterns(self.settings, search), search)
+            ],
+        )
+        if self.extra:
+            statements = [statement for field in fields for statement in self._masked(field, self.extra, "always")]
+            yield _group(context, [f'{field} != ""' for field in fields], statements)
+
+    def _masked(self, field: str, patterns: list[str], search: str) -> list[str]:
+        where = self._suspicious(field, search)
+        statements = _replace(field, ((pattern, MASK) for pattern in _joined(patterns)))
+        return [f"{statement} where {where}" if where else statement for statement in statements]
 
     def _suspicious(self, field: str, search: str) -> str:
-        harmless = [self.settings["harmless"][search]] if search else []
+        harmless = [self.settings["harmless"][search]] if search != "always" else []
         return " and ".join(f"not IsMatch({field}, {json.dumps(p)})" for p in [*harmless, *_allowed(self.settings)])
 
 

@@ -1,0 +1,41 @@
+"""Watchpost's rules, and promtool's tests of them with what is the same in every case filled in."""
+
+from pathlib import Path
+
+import yaml
+
+PROJECT = Path(__file__).resolve().parents[3]
+FILES = sorted((PROJECT / "roles/prometheus/files/rules").glob("*.yml"))
+RUNBOOKS = PROJECT / "docs/runbooks"
+CASES = Path(__file__).with_name("rules_test.yml")
+
+
+def rules():
+    """All recording and alerting rules, as they stand in the role."""
+    return [rule for file in FILES for group in yaml.safe_load(file.read_text())["groups"] for rule in group["rules"]]
+
+
+def alerts():
+    """The alerting rules by name."""
+    return {rule["alert"]: rule for rule in rules() if "alert" in rule}
+
+
+def cases():
+    """The tests of the rules, as they are written."""
+    return yaml.safe_load(CASES.read_text())
+
+
+def promtool_tests(directory, runbook_base="docs/runbooks"):
+    """What promtool is given: the cases, for the rules in a directory."""
+    tests, known = cases(), alerts()
+    tests["rule_files"] = [f"{directory}/*.yml"]
+    for test in tests["tests"]:
+        test.setdefault("interval", "1m")
+        for case in test["alert_rule_test"]:
+            rule = known[case["alertname"]]
+            constant = {name: text for name, text in rule["annotations"].items() if "{{" not in text}
+            constant["runbook_url"] = f"{runbook_base}/{rule['alert']}.md"
+            for alert in case.get("exp_alerts", ()):
+                alert["exp_labels"] = rule["labels"] | alert.get("exp_labels", {})
+                alert["exp_annotations"] = constant | alert.get("exp_annotations", {})
+    return yaml.safe_dump(tests)

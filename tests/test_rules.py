@@ -1,0 +1,50 @@
+"""Every alert is complete, tested both ways, and has a runbook; every recording rule is named as is the custom."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "molecule/prometheus/tests"))
+import rules
+
+ALERTS = rules.alerts()
+RECORDS = sorted({rule["record"] for rule in rules.rules() if "record" in rule})
+CASES = [case for test in rules.cases()["tests"] for case in test["alert_rule_test"]]
+SECTIONS = ["Symptom", "What it means", "How to check", "How to mend"]
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_alert_has_a_severity_and_says_what_it_is_and_what_it_means(name):
+    assert ALERTS[name]["labels"] in ({"severity": severity} for severity in ("critical", "warning", "none"))
+    assert set(ALERTS[name]["annotations"]) == {"summary", "description"}
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_alert_is_shown_to_fire_and_to_keep_quiet(name):
+    outcomes = {bool(case.get("exp_alerts")) for case in CASES if case["alertname"] == name}
+    assert outcomes == ({True} if name == "Watchdog" else {True, False})
+
+
+def test_every_alert_has_a_runbook_and_every_runbook_an_alert():
+    assert {page.stem for page in rules.RUNBOOKS.glob("*.md")} == set(ALERTS)
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_runbook_says_all_that_one_needs(name):
+    text = (rules.RUNBOOKS / f"{name}.md").read_text()
+    assert re.findall(r"^#+ (.*)", text, re.MULTILINE) == [name, *SECTIONS]
+    assert re.search(r"^    \S", text.split("## How to check")[1], re.MULTILINE), "no command to check with"
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        assert (rules.RUNBOOKS / link).exists(), f"{link} leads nowhere"
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_recording_rule_is_named_level_metric_operation(name):
+    assert re.fullmatch(r"[a-z_]+:[a-z_]+:[a-z0-9_]+", name)
+
+
+def test_no_rule_is_written_twice():
+    recorded = [(rule.get("record"), str(rule.get("labels"))) for rule in rules.rules() if "record" in rule]
+    assert len(set(recorded)) == len(recorded)
