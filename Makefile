@@ -9,7 +9,7 @@ JOBS := $(strip $(JOBS))
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv up down test lint unit molecule drills lock
+.PHONY: help venv up down test lint unit molecule drills bench lock
 
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export PATH := $(VIRTUAL_ENV)/bin:$(PATH)
@@ -62,6 +62,10 @@ drills: $(VENV)  ## Break the appliance under load and look for all that it had 
 	@trap '$(WATCHPOST) testhost down drills' EXIT; inventory=$$($(WATCHPOST) testhost up drills); \
 	  echo "▸ The appliance"; ansible-playbook -i "$$inventory" site.yml; \
 	  echo "▸ Drills"; pytest drills --verbose --capture=no $(DRILLS)
+
+bench: $(VENV)  ## What telemetry costs the task manager and the Collector, measured on this machine
+	$(call step,Instrumentation of the task manager (4 minutes),python -m bench.application)
+	$(call step,The pipeline,python -m bench.pipeline)
 
 lock: $(VENV)  ## Pin both requirements.in, with hashes, into their requirements.lock
 	@uv pip compile --quiet app/requirements.in --universal --python-version 3.11 --generate-hashes --no-annotate \

@@ -58,14 +58,18 @@ def values(request):
 
 def pytest_terminal_summary(terminalreporter, config):
     """One line a drill."""
-    passed = {report.nodeid for report in terminalreporter.stats.get("passed", ())}
+    verdicts = {
+        report.nodeid: word
+        for kind, word in {"passed": "passed", "xfailed": "known to lose", "xpassed": "passed"}.items()
+        for report in terminalreporter.stats.get(kind, ())
+    }
     table = Table("Drill", "", title=f"Drills, --seed={config.option.seed}")
     for heading in ("Acknowledged", "Refused", "Lost", "Acknowledged before the break, s", "Ready again after, s"):
         table.add_column(heading, justify="right")
     for nodeid, outcome in config.stash[OUTCOMES]:
         ready = f"{max(outcome.ready):.1f}" if outcome.ready else ""
         window = f"≤ {outcome.window:.1f}" if outcome.lost else ""
-        verdict = "passed" if nodeid in passed else "FAILED"
+        verdict = verdicts.get(nodeid, "FAILED")
         numbers = (str(number) for number in (outcome.acknowledged, outcome.refused, outcome.lost))
         table.add_row(outcome.name, verdict, *numbers, window, ready)
     console = Console(width=150, highlight=False)

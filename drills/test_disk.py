@@ -23,7 +23,13 @@ def test_full_disk_of_the_queue_loses_nothing(drill):
         drill.assert_nothing_lost(running, 120)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+#: Known to lose, as docs/drills.md says. Should it no longer do so, its drill fails, and this is to be taken out.
+TEMPO = pytest.param("tempo", marks=pytest.mark.xfail(strict=True, reason="it takes spans that it cannot write"))
+#: Not strict: whether the Collector meets the full disk depends on what Prometheus still has room for.
+PROMETHEUS = pytest.param("prometheus", marks=pytest.mark.xfail(strict=False, reason="it answers 500, which is final"))
+
+
+@pytest.mark.parametrize("engine", [TEMPO, "loki", PROMETHEUS])
 def test_full_disk_of_an_engine_loses_nothing(drill, engine):
     with drill.appliance.small_volume(engine, 128) as volume:
         with drill.appliance.load(seconds=90) as running:

@@ -115,7 +115,7 @@ def test_wrong_registry_is_refused(refusal):
 
 def test_wrong_inventory_groups_are_refused(refusal, host, tmp_path):
     name = host.backend.get_hostname()
-    groups = {"promethus": [name], "otel-collector": [name], "loki": ["stray"]}
+    groups = {"promethus": [name], "otel-collector": [name], "loki": ["stray"], "agent": [name]}
     inventory = {
         "all": {"children": {g: {"hosts": {member: {} for member in members}} for g, members in groups.items()}}
     }
@@ -123,6 +123,7 @@ def test_wrong_inventory_groups_are_refused(refusal, host, tmp_path):
     said = refusal("-i", str(tmp_path / "more.json"))
     assert "the inventory group promethus is not a component; did you mean prometheus?" in said
     assert "the inventory group otel-collector is not a component; did you mean otel_collector?" in said
+    assert f"{name} must not be in the inventory group agent: the appliance measures itself" in said
     assert "stray must be in the inventory group watchpost too, as loki runs there" in said
 
 

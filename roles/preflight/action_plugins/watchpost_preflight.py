@@ -258,7 +258,12 @@ def group_problems(
     if not components:
         yield f"{hostname} is in no component's group, so there is nothing to run; the groups are {', '.join(known)}"
     for group, members in groups.items():
-        if group in known:
+        if group == "agent":
+            if own := sorted(set(members) & set(groups.get("watchpost", []))):
+                yield f"{', '.join(own)} must not be in the inventory group agent: the appliance measures itself"
+            if hostname in members and not groups.get("otel_collector"):
+                yield "no host is in the inventory group otel_collector, so this agent has nobody to send to"
+        elif group in known:
             if strays := sorted(set(members) - set(groups.get("watchpost", []))):
                 yield f"{', '.join(strays)} must be in the inventory group watchpost too, as {group} runs there"
         elif near := difflib.get_close_matches(group.replace("-", "_"), known, 1, 0.8):
