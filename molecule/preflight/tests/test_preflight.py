@@ -48,8 +48,10 @@ def test_all_wrong_variables_are_named_at_once(refusal):
         pki_validity_days="many",
         host_firewall_extra_ports={"http": 80},
         host_journal_max_use="{{ nothing_like_this }}",
+        watchpost_secret_generations={"grafana_password": 2},
     )
-    assert "preflight found 6 problems" in said
+    assert "preflight found 7 problems" in said
+    assert "grafana_password found in watchpost_secret_generations" in said
     assert "loki_retenton_days is not a variable of the role loki" in said
     assert "watchpost_pubic_name is not a shared variable; did you mean watchpost_public_name?" in said
     assert "watchpost_artifact_source must be one of: auto, release, mirror, source, got: floppy" in said

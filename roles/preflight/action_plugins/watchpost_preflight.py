@@ -79,10 +79,7 @@ class ActionModule(ActionBase):
     def _variables(self, roles: dict[str, Path], variables: dict[str, Any]) -> Iterator[str]:
         """Check every variable that is set and has a role's prefix against that role's specification."""
         # A value may refer to another role's default, which Ansible does not know before that role's turn.
-        defaults: dict[str, Any] = {
-            "watchpost_artifacts": {},
-            "watchpost_secrets": dict.fromkeys(as_mapping(variables.get("watchpost_secret_generations")), ""),
-        }
+        defaults: dict[str, Any] = {"watchpost_artifacts": {}}
         specs: dict[str, dict[str, Any]] = {}
         for name, role in roles.items():
             entries = self._loader.load_from_file(str(role / "meta/argument_specs.yml"))["argument_specs"]
@@ -92,6 +89,7 @@ class ActionModule(ActionBase):
             for kind in ("defaults", "vars"):
                 if (file := role / kind / "main.yml").exists():
                     defaults.update(self._loader.load_from_file(str(file), trusted_as_template=True) or {})
+        defaults["watchpost_secrets"] = dict.fromkeys(defaults["__inputs_secrets"], "")
         self._raw = {**defaults, **variables}
         self._templar = self._templar.copy_with_new_env(available_variables=self._raw)
 
