@@ -63,7 +63,8 @@ drills: $(VENV)  ## Break the appliance under load and look for all that it had 
 	  echo "▸ The appliance"; ansible-playbook -i "$$inventory" site.yml; \
 	  echo "▸ Drills"; pytest drills --verbose --capture=no $(DRILLS)
 
-bench: $(VENV)  ## What telemetry costs, measured on this machine
+bench: $(VENV)  ## What telemetry costs the task manager and the Collector, measured on this machine
+	$(call step,Instrumentation of the task manager (4 minutes),python -m bench.application)
 	$(call step,The pipeline,python -m bench.pipeline)
 
 lock: $(VENV)  ## Pin both requirements.in, with hashes, into their requirements.lock

@@ -23,11 +23,13 @@ ENDPOINTS = yaml.safe_load((PROJECT / "group_vars/all/endpoints.yml").read_text(
 PKI = "/etc/watchpost/pki"
 
 
-def scenario_components():
-    """The components that the scenario's host runs: those of the registry among its platform's groups."""
+def scenario_components(name=None):
+    """The components that the scenario's hosts, or the one of a name, run: those of the registry among their groups."""
     molecule_file = os.environ.get("MOLECULE_FILE")
     platforms = yaml.safe_load(Path(molecule_file).read_text())["platforms"] if molecule_file else []
-    groups = {group for platform in platforms for group in platform.get("groups", ())}
+    groups = {
+        group for platform in platforms if name in (None, platform["name"]) for group in platform.get("groups", ())
+    }
     return [component for component in ENDPOINTS if component in groups]
 
 
@@ -49,6 +51,18 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize(("component", "endpoint"), pairs, ids=["-".join(pair) for pair in pairs])
     elif "component" in metafunc.fixturenames:
         metafunc.parametrize("component", components)
+
+
+def pytest_collection_modifyitems(items):
+    """Where a scenario has several hosts, ask each only for what it runs itself."""
+
+    def meant(item):
+        parameters = getattr(item, "callspec", None) and item.callspec.params
+        if not parameters or "component" not in parameters or "_testinfra_host" not in parameters:
+            return True
+        return parameters["component"] in scenario_components(parameters["_testinfra_host"].backend.host)
+
+    items[:] = [item for item in items if meant(item)]
 
 
 def only_with(auth):
@@ -113,6 +127,8 @@ FIRST_BYTES = {
 
 def _question(component, endpoint, identity, tls, **more):
     where = ENDPOINTS[component][endpoint]
+    if component == "agent" and identity == "operator":
+        identity = "agent"  # whose host has no other
     folder = f"{PKI}/{identity}" if identity and not identity.startswith("/") else identity
     return {
         "address": "127.0.0.1",
@@ -135,14 +151,13 @@ def endpoints():
 
 
 @pytest.fixture
-def components():
-    """The components that the scenario's host runs."""
-    return scenario_components()
+def components(host):
+    """The components that the host runs."""
+    return scenario_components(host.backend.host)
 
 
-@pytest.fixture
-def ask(host):
-    """Send an HTTP request to an endpoint, on the host itself.
+def asker(host):
+    """Return a function that sends an HTTP request to an endpoint, on a host itself.
 
     `identity` is a component of the PKI, a directory with tls.crt and tls.key, or None for no certificate;
     `request` may hold `method`, `body` and `headers`.
@@ -156,6 +171,12 @@ def ask(host):
         return Answer(**json.loads(host.check_output("python3 -c %s %s", ASK, json.dumps(question))))
 
     return ask
+
+
+@pytest.fixture
+def ask(host):
+    """Send an HTTP request to an endpoint, on the host itself."""
+    return asker(host)
 
 
 @pytest.fixture

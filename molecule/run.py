@@ -12,7 +12,7 @@ MOLECULE = Path(__file__).resolve().parent
 LOGS = MOLECULE.parent / ".watchpost" / "molecule"
 TAIL = 60  # lines shown of a failed scenario
 #: Started first, so that the longest does not run alone at the end.
-LONGEST = ("appliance", "service", "taskboard")
+LONGEST = ("appliance", "service", "taskboard", "pipeline")
 
 
 def scenarios() -> list[str]:

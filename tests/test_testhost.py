@@ -86,8 +86,13 @@ def test_full_pool_is_told():
 def test_inventory_holds_the_host_in_each_group():
     host = Host("appliance")
     tree = yaml.safe_load(inventory_text(host, "10.213.0.2", ["loki", "tempo"]))["all"]["children"]
-    assert set(tree) == {"watchpost", "loki", "tempo"}
-    assert all(set(group["hosts"]) == {"appliance"} for group in tree.values())
+    found = {name: list(group["hosts"]) for name, group in tree.items()}
+    assert found == {"watchpost": ["appliance"], "loki": ["appliance"], "tempo": ["appliance"], "agent": []}
+
+
+def test_host_of_an_agent_is_no_part_of_the_appliance():
+    tree = yaml.safe_load(inventory_text(Host("other"), "10.213.0.2", ["agent"]))["all"]["children"]
+    assert {name: list(group["hosts"]) for name, group in tree.items()} == {"watchpost": [], "agent": ["other"]}
 
 
 def test_inventory_trusts_no_host_key_but_the_hosts_own():
@@ -101,7 +106,7 @@ def test_inventory_trusts_no_host_key_but_the_hosts_own():
 
 def test_groups_are_those_of_an_appliance_that_runs_everything():
     registry = yaml.safe_load((testhost.CHECKOUT / "group_vars/all/endpoints.yml").read_text())["watchpost_endpoints"]
-    assert set(testhost.component_groups()) == set(registry) - {"host"}
+    assert set(testhost.component_groups()) == set(registry) - {"host", "agent"}
 
 
 def test_resolver_on_loopback_is_replaced_by_what_it_asks(monkeypatch, tmp_path):

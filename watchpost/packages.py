@@ -28,6 +28,7 @@ PACKAGES: dict[str, dict[str, tuple[str, str]]] = {
         "chromium-driver": ("chromedriver", "lets a test steer it"),
         "libnss3-tools": ("certutil", "has it trust a test host's authority"),
     },
+    "benchmarks": {"wrk": ("wrk", "sends the load whose handling is measured")},
     "linting": {"shellcheck": ("shellcheck", "checks the shell scripts")},
 }
 

@@ -289,11 +289,11 @@ def resolv_conf() -> str:
 def component_groups() -> list[str]:
     """The groups of an appliance that runs everything, as inventory/one-vm has them."""
     inventory = yaml.safe_load((CHECKOUT / "inventory/one-vm/hosts.yml").read_text())
-    return [group for group in inventory["all"]["children"] if group != "watchpost"]
+    return [group for group in inventory["all"]["children"] if group not in ("watchpost", "agent")]
 
 
 def inventory_text(host: Host, address: str, groups: Sequence[str]) -> str:
-    """Ansible's inventory of one host that is in `watchpost` and in the given groups."""
+    """Ansible's inventory of one host: an agent's, or one that is in `watchpost` and in the given groups."""
     variables = {
         "ansible_host": address,
         "ansible_user": "root",
@@ -302,8 +302,13 @@ def inventory_text(host: Host, address: str, groups: Sequence[str]) -> str:
         "ansible_control_path_dir": str(host.sockets),
         "watchpost_deployment": host.deployment,
     }
-    children: dict[str, Any] = {"watchpost": {"hosts": {host.name: variables}}}
-    children |= {group: {"hosts": {host.name: None}} for group in groups if group != "watchpost"}
+    first = "agent" if "agent" in groups else "watchpost"
+    children: dict[str, Any] = {
+        "watchpost": {"hosts": {}},
+        "agent": {"hosts": {}},
+        first: {"hosts": {host.name: variables}},
+    }
+    children |= {group: {"hosts": {host.name: None}} for group in groups if group not in children}
     tree = {"all": {"children": children}}
     return f"---\n# Test host {host.name}, made by `watchpost testhost up`.\n{yaml.safe_dump(tree, sort_keys=False)}"
 
@@ -483,9 +488,9 @@ def up(host: Host, suite: str = SUITES[0], groups: Sequence[str] = ()) -> Path:
         raise TestHostError("a test host needs root: it mounts, boots and connects a machine")
     if suite not in SUITES:
         raise TestHostError(f"--suite {suite}: one of {', '.join(SUITES)}")
-    unknown = set(groups) - set(component_groups())
-    if unknown:
-        raise TestHostError(f"--group {', '.join(sorted(unknown))}: the groups are {', '.join(component_groups())}")
+    known = [*component_groups(), "agent"]
+    if unknown := set(groups) - set(known):
+        raise TestHostError(f"--group {', '.join(sorted(unknown))}: the groups are {', '.join(known)}")
     packages.ensure("test hosts")
     with locked(HOSTS / f"{host.id}.lock"):
         made_of = host.facts.get("suite", suite)

@@ -7,13 +7,14 @@ import time
 
 import httpx
 import pytest
+from conftest import PROJECT
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 from test_appliance import HOST, stopped
 
 from watchpost import packages, verify_target
-from watchpost.verify_grafana import Grafana
+from watchpost.verify_grafana import PROMETHEUS, Grafana
 
 DATABASE = "/var/lib/watchpost/taskboard/tasks.db"
 #: Seconds until a span or log line must be found: a batch in the page, one in the Collector, and the store.
@@ -175,6 +176,17 @@ def logs_of(grafana, selector, trace_id):
     return wait_for(lambda: grafana.logs(f'{selector} | trace_id="{trace_id}"', now - 600, time.time()))
 
 
+def exemplars(grafana, selector):
+    """The trace ids of the exemplars that Prometheus keeps of the requests' durations."""
+    query = {"query": f"http_server_request_duration_seconds_bucket{selector}"}
+    query |= {"start": time.time() - 600, "end": time.time()}
+    answer = grafana.client.get(
+        f"{grafana.base}/api/datasources/proxy/uid/{PROMETHEUS}/api/v1/query_exemplars", params=query
+    )
+    assert answer.status_code == 200, answer.text
+    return {exemplar["labels"]["trace_id"] for series in answer.json()["data"] for exemplar in series["exemplars"]}
+
+
 def test_one_trace_leads_from_each_click_to_the_database(page, grafana):
     title = f"browser test {secrets.token_hex(4)}"
     done = []  # of each click: what was sent, and what must be found
@@ -209,6 +221,38 @@ def test_one_trace_leads_from_each_click_to_the_database(page, grafana):
         assert title not in str(grafana.trace(trace_id)), "what a person typed is in no span"
 
 
+def test_measurement_of_a_click_leads_to_its_trace(page, grafana):
+    title = f"browser test {secrets.token_hex(4)}"
+    page.create(title)
+    page.says("Task added")
+    trace_id, _ = page.traceparent("POST", "/api/tasks")
+    selector = '{http_route="/api/tasks",http_request_method="POST",http_response_status_code="201"}'
+    assert wait_for(lambda: trace_id in exemplars(grafana, selector)), f"no exemplar of trace {trace_id}"
+    assert {span.service for span in grafana.trace(trace_id)} == {"taskboard", "taskboard-web"}
+    page.press(title, ".delete")
+    page.find("#confirm button[value=delete]").click()
+    page.says("Task deleted")
+
+
+def test_notes_are_kept_and_told_to_nobody(page, grafana):
+    title, notes = (f"browser test {secrets.token_hex(4)}" for _ in range(2))
+    page.find("#notes").send_keys(notes)
+    page.create(title)
+    page.says("Task added")
+    assert notes in page.item(title).text
+    page.press(title, ".edit")
+    page.find("li textarea").send_keys(" and more")
+    page.find("li form button.main").click()
+    page.says("Task changed")
+    trace_id, _ = page.traceparent("PATCH", "/api/tasks/")
+    assert f"{notes} and more" in page.item(title).text
+    assert logs_of(grafana, '{service_name="taskboard"}', trace_id)
+    assert notes not in str(grafana.trace(trace_id))
+    page.press(title, ".delete")
+    page.find("#confirm button[value=delete]").click()
+    page.says("Task deleted")
+
+
 def test_loading_of_the_page_is_in_the_trace_that_made_it(page, grafana):
     trace_id = page.find("meta[name=traceparent]").get_attribute("content").split("-")[1]
 
@@ -241,6 +285,28 @@ def test_refused_input_is_explained_with_a_trace_id_that_is_stored(page, grafana
         return len(found) == 2 and found
 
     assert wait_for(statuses) == {"taskboard": 422, "taskboard-web": 422}
+
+
+def test_picture_of_the_page_for_the_documents(page, target):
+    """Everything at once: tasks, one being edited, one refused. Copy it to docs/ when the page has changed."""
+    tasks = [
+        {"title": "Water the plants", "notes": "The cactus only once a month"},
+        {"title": "Buy milk", "state": "done"},
+        {"title": "Call home"},
+    ]
+    with httpx.Client(base_url=target.url, verify=target.trust(), timeout=10, trust_env=False) as client:
+        made = [client.post("/api/tasks", json=task).json()["id"] for task in tasks]
+        page.browser.set_window_size(800, 860)
+        page.browser.refresh()
+        page.wait(lambda: page.item("Call home"))
+        page.press("Call home", ".edit")
+        page.create("   ")
+        page.error()
+        picture = PROJECT / ".watchpost/taskboard.png"
+        picture.parent.mkdir(exist_ok=True)
+        assert page.browser.save_screenshot(str(picture))
+        for task in made:
+            client.delete(f"/api/tasks/{task}")
 
 
 @pytest.fixture

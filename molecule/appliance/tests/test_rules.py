@@ -26,9 +26,9 @@ COMES_LATER = {
     "tempo_discarded_spans_total": "with the first span that Tempo throws away",
     "node_timex_offset_seconds": "on a host with a clock of its own: a container may not ask for it",
     "node_timex_sync_status": "on a host with a clock of its own: a container may not ask for it",
-    "watchpost_retention_budget_bytes": "with a budget of disk for each signal",
-    "watchpost_retention_bytes": "with a budget of disk for each signal",
-    "instance_signal:watchpost_retention:ratio": "with a budget of disk for each signal",
+    "watchpost_retention_budget_bytes": "with a budget of disk for each store",
+    "watchpost_retention_used_bytes": "with a budget of disk for each store",
+    "instance_store:watchpost_retention_used:ratio": "with a budget of disk for each store",
 }
 #: The same for what begins so.
 COMES_LATER_BY_PREFIX = {

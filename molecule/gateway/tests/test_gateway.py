@@ -112,7 +112,7 @@ def test_what_does_not_answer_is_named(client, path, absent):
     assert f"journalctl -u watchpost-{absent}" in html.text
 
 
-def test_access_log_has_the_trace_but_no_query_string(client, journal):
+def test_access_log_has_the_trace_but_neither_query_string_nor_whole_address(host, client, journal):
     probe = Probe()
     traceparent = f"00-{probe.trace_id}-{probe.span_id}-01"
     client.get(f"/api/tasks?owner={probe.service}", headers={"traceparent": traceparent, "Referer": probe.service})
@@ -120,6 +120,9 @@ def test_access_log_has_the_trace_but_no_query_string(client, journal):
     (line,) = [json.loads(line) for line in written.splitlines() if probe.trace_id in line]
     assert (line["path"], line["status"], line["upstream"]) == ("/api/tasks", "502", "taskboard")
     assert probe.service not in written
+    ours = host.check_output("echo $SSH_CONNECTION").split()[0]
+    assert line["client"] == ours.rpartition(".")[0] + ".0"
+    assert ours not in written
 
 
 def test_refused_configuration_is_named_and_the_old_one_keeps_running(assert_refused, client):

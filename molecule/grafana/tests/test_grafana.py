@@ -7,7 +7,7 @@ import pytest
 from conftest import Answer
 
 HOME = "/etc/watchpost/grafana/current"
-GENERATIONS = {"grafana_admin_password": 2, "grafana_secret_key": 2, "otlp_ingest_token": 1, "redaction_key": 1}
+GENERATIONS = {"grafana_admin_password": 2, "grafana_secret_key": 2}
 
 
 def password(host):

@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import ENDPOINTS, PROJECT
 
-COMPONENTS = [component for component in ENDPOINTS if component != "host"]
+COMPONENTS = [component for component in ENDPOINTS if component not in ("host", "agent")]
 OPEN = {
     endpoint["port"] for endpoints in ENDPOINTS.values() for endpoint in endpoints.values() if endpoint["bind"] == "any"
 }

@@ -3,11 +3,14 @@
 import time
 
 import pytest
+from canary import PERSONAL, Canary, on_disk
 from conftest import unit_name
 from otlp import JSON, Probe
 
 CREDENTIAL = "/etc/watchpost/otel_collector/current/credentials/otlp_ingest_token"
-GENERATIONS = {"grafana_admin_password": 1, "grafana_secret_key": 1, "otlp_ingest_token": 2, "redaction_key": 1}
+
+#: Each has a queue of its own on disk.
+SIGNALS = 3
 
 
 def main_pid(host):
@@ -76,9 +79,57 @@ def test_wrongly_typed_variable_is_named(site):
 
 
 def test_rotated_token_replaces_the_old_one(site, post, host, ingest_token):
-    run = site(watchpost_secret_generations=GENERATIONS)
+    run = site(watchpost_secret_generations={"otlp_ingest_token": 2})
     assert run.code == 0, run.output
     new = host.file(CREDENTIAL).content_string
     assert new not in run.output
     assert post("ingest_http", identity=None, token=new).status == 200
     assert post("ingest_http", identity=None, token=ingest_token).status == 401
+
+
+QUEUE = "/var/lib/watchpost/otel_collector/queue"
+
+
+@pytest.fixture
+def queued(ask, host):
+    """Send personal data in every field of every signal; return what of it is queued, and the files it came to."""
+
+    def queued():
+        canary = Canary()
+        for signal, body in canary.requests().items():
+            answer = ask("otel_collector", "local_http", f"/v1/{signal}", method="POST", headers=JSON, body=body)
+            assert answer.status == 200, answer
+        deadline = time.monotonic() + 30
+        while True:
+            found = on_disk(host, [canary.word, *PERSONAL], QUEUE)
+            files = found.pop(canary.word)
+            if len(files) >= SIGNALS or time.monotonic() > deadline:
+                return {text for text, where in found.items() if where}, files
+            time.sleep(1)  # spans wait for the sampler's decision
+
+    return queued
+
+
+def test_personal_data_reaches_no_queue(queued):
+    found, files = queued()
+    assert len(files) >= SIGNALS, "the search does not see what is there"
+    assert not found
+
+
+def test_wrong_pattern_is_refused_with_its_rules_name(assert_refused, post):
+    rule = {"name": "staff", "pattern": "(?=look)", "match": []}
+    assert_refused("otel_collector", "redaction/staff", watchpost_redaction_extra_rules=[rule])
+    assert post("local_http").status == 200
+
+
+def test_rule_of_unknown_form_is_refused(site):
+    run = site(watchpost_redaction_extra_rules=[{"name": "staff", "regex": "x", "match": []}])
+    assert run.code != 0 and "watchpost_redaction_extra_rules" in run.output
+
+
+def test_switched_off_all_of_it_is_found(site, queued):
+    """Otherwise the tests above might look in the wrong place. Last, since the queue then holds it."""
+    run = site(watchpost_redaction_enabled=False)
+    assert run.code == 0, run.output
+    found, _ = queued()
+    assert found == set(PERSONAL)

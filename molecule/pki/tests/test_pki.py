@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 PKI = "/etc/watchpost/pki"
-COMPONENTS = [component for component in ENDPOINTS if component != "host"]
+COMPONENTS = [component for component in ENDPOINTS if component not in ("host", "agent")]
 IDENTITIES = [*COMPONENTS, "operator"]
 EXPOSED = {name for name, endpoints in ENDPOINTS.items() if any(e["bind"] == "any" for e in endpoints.values())}
 

@@ -48,8 +48,10 @@ def test_all_wrong_variables_are_named_at_once(refusal):
         pki_validity_days="many",
         host_firewall_extra_ports={"http": 80},
         host_journal_max_use="{{ nothing_like_this }}",
+        watchpost_secret_generations={"grafana_password": 2},
     )
-    assert "preflight found 6 problems" in said
+    assert "preflight found 7 problems" in said
+    assert "grafana_password found in watchpost_secret_generations" in said
     assert "loki_retenton_days is not a variable of the role loki" in said
     assert "watchpost_pubic_name is not a shared variable; did you mean watchpost_public_name?" in said
     assert "watchpost_artifact_source must be one of: auto, release, mirror, source, got: floppy" in said
@@ -115,7 +117,7 @@ def test_wrong_registry_is_refused(refusal):
 
 def test_wrong_inventory_groups_are_refused(refusal, host, tmp_path):
     name = host.backend.get_hostname()
-    groups = {"promethus": [name], "otel-collector": [name], "loki": ["stray"]}
+    groups = {"promethus": [name], "otel-collector": [name], "loki": ["stray"], "agent": [name]}
     inventory = {
         "all": {"children": {g: {"hosts": {member: {} for member in members}} for g, members in groups.items()}}
     }
@@ -123,6 +125,7 @@ def test_wrong_inventory_groups_are_refused(refusal, host, tmp_path):
     said = refusal("-i", str(tmp_path / "more.json"))
     assert "the inventory group promethus is not a component; did you mean prometheus?" in said
     assert "the inventory group otel-collector is not a component; did you mean otel_collector?" in said
+    assert f"{name} must not be in the inventory group agent: the appliance measures itself" in said
     assert "stray must be in the inventory group watchpost too, as loki runs there" in said
 
 

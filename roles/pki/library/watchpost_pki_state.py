@@ -34,6 +34,7 @@ options:
     required: true
   renew_before_days: {description: An identity that expires sooner is due., type: int, required: true}
   ca_renew_before_days: {description: The same for the CA., type: int, required: true}
+  ca: {description: The CA's certificate as text, when the CA lives on another host., type: str, default: ""}
   gateway: {description: Whether the host has a gateway and with it a public certificate., type: bool, required: true}
   gateway_certificate:
     description: The user's own public certificate as text; without it the gateway's identity is wanted in its place.
@@ -54,6 +55,7 @@ def main() -> None:
             "identities": {"type": "list", "elements": "dict", "required": True},
             "renew_before_days": {"type": "int", "required": True},
             "ca_renew_before_days": {"type": "int", "required": True},
+            "ca": {"type": "str", "default": ""},
             "gateway": {"type": "bool", "required": True},
             "gateway_certificate": {"type": "str", "default": ""},
             # Not within a dictionary: Ansible writes those to the journal whole, whatever no_log says inside.
@@ -70,7 +72,12 @@ def main() -> None:
             item["reasons"] = ["the host has nothing yet"]
         module.exit_json(changed=True, ca_due=["the host has nothing yet"], due=wanted, public_due=[], ca="")
 
-    ca, ca_due, renewed = look_at_ca(base, module.params["ca_renew_before_days"])
+    if module.params["ca"]:
+        ca, renewed = x509.load_pem_x509_certificate(module.params["ca"].encode()), False
+        copy = base / "ca.crt"
+        ca_due = [] if copy.exists() and copy.read_text() == module.params["ca"] else ["it is another one"]
+    else:
+        ca, ca_due, renewed = look_at_ca(base, module.params["ca_renew_before_days"])
     due = []
     for item in wanted:
         reasons = ["its CA is made anew"] if renewed or ca is None else look_at_identity(base, item, ca, module.params)
@@ -86,7 +93,7 @@ def main() -> None:
         ca_due=ca_due,
         due=due,
         public_due=public_due,
-        ca="" if ca is None or renewed else (base / "ca.crt").read_text(),
+        ca="" if ca is None or renewed else module.params["ca"] or (base / "ca.crt").read_text(),
     )
 
 

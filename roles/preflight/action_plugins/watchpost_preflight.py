@@ -79,10 +79,7 @@ class ActionModule(ActionBase):
     def _variables(self, roles: dict[str, Path], variables: dict[str, Any]) -> Iterator[str]:
         """Check every variable that is set and has a role's prefix against that role's specification."""
         # A value may refer to another role's default, which Ansible does not know before that role's turn.
-        defaults: dict[str, Any] = {
-            "watchpost_artifacts": {},
-            "watchpost_secrets": dict.fromkeys(as_mapping(variables.get("watchpost_secret_generations")), ""),
-        }
+        defaults: dict[str, Any] = {"watchpost_artifacts": {}}
         specs: dict[str, dict[str, Any]] = {}
         for name, role in roles.items():
             entries = self._loader.load_from_file(str(role / "meta/argument_specs.yml"))["argument_specs"]
@@ -92,6 +89,7 @@ class ActionModule(ActionBase):
             for kind in ("defaults", "vars"):
                 if (file := role / kind / "main.yml").exists():
                     defaults.update(self._loader.load_from_file(str(file), trusted_as_template=True) or {})
+        defaults["watchpost_secrets"] = dict.fromkeys(defaults["__inputs_secrets"], "")
         self._raw = {**defaults, **variables}
         self._templar = self._templar.copy_with_new_env(available_variables=self._raw)
 
@@ -258,7 +256,12 @@ def group_problems(
     if not components:
         yield f"{hostname} is in no component's group, so there is nothing to run; the groups are {', '.join(known)}"
     for group, members in groups.items():
-        if group in known:
+        if group == "agent":
+            if own := sorted(set(members) & set(groups.get("watchpost", []))):
+                yield f"{', '.join(own)} must not be in the inventory group agent: the appliance measures itself"
+            if hostname in members and not groups.get("otel_collector"):
+                yield "no host is in the inventory group otel_collector, so this agent has nobody to send to"
+        elif group in known:
             if strays := sorted(set(members) - set(groups.get("watchpost", []))):
                 yield f"{', '.join(strays)} must be in the inventory group watchpost too, as {group} runs there"
         elif near := difflib.get_close_matches(group.replace("-", "_"), known, 1, 0.8):

@@ -1,0 +1,163 @@
+"""An agent on somebody else's host: its metrics, journal and programs' telemetry arrive, also after an outage."""
+
+import os
+import secrets
+import time
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+from conftest import PKI, asker, unit_name
+from otlp import JSON, Probe
+
+AGENT, APPLIANCE = "molecule-agent-other", "molecule-agent-appliance"
+#: `host` is the agent's host in this file.
+testinfra_hosts = [f"ansible://{AGENT}"]
+SECONDS = 90  # for telemetry to arrive: agent's and Collector's batches, an exporter that tries again after an outage
+
+
+@pytest.fixture(scope="module")
+def appliance(host):
+    return host.get_host(
+        f"ansible://{APPLIANCE}", ansible_inventory=str(Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent)
+    )
+
+
+@pytest.fixture
+def stores(appliance):
+    """Ask the appliance's stores."""
+    ask = asker(appliance)
+
+    def stores(component, path, **parameters):
+        answer = ask(component, "http", f"{path}?{urlencode(parameters)}" if parameters else path)
+        return answer.json if answer.status == 200 else {}
+
+    return stores
+
+
+@pytest.fixture
+def lines(stores):
+    """The lines that Loki has for a query, each with its labels."""
+
+    def lines(query):
+        found = stores("loki", "/loki/api/v1/query_range", query=query, since="1h", limit=1000)
+        return [(line, stream["stream"]) for stream in found["data"]["result"] for _, line in stream["values"]]
+
+    return lines
+
+
+def wait_for(look, seconds=SECONDS):
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline, f"nothing after {seconds} s"
+        time.sleep(1)  # between two looks
+    return found
+
+
+def say(host, script):
+    """Run a script as a login would: in a scope of its own, not in a service."""
+    host.check_output("systemd-run --quiet --scope sh -c %s", script)
+
+
+def send_span(host, probe, name):
+    answer = asker(host)("agent", "otlp_http", "/v1/traces", identity=None, method="POST", headers=JSON,
+                         body=probe.span(name))  # fmt: skip
+    assert answer.status == 200, answer
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        "system_cpu_time_seconds_total",
+        "system_disk_io_bytes_total",
+        "system_filesystem_usage_bytes",
+        "system_memory_usage_bytes",
+        "system_network_io_bytes_total",
+    ],
+)
+def test_metrics_of_the_host_arrive(stores, metric):
+    query = f'{metric}{{job="agent", instance="{AGENT}"}}'
+    wait_for(lambda: stores("prometheus", "/api/v1/query", query=query)["data"]["result"])
+
+
+def test_agent_tells_of_itself(stores):
+    query = f'otelcol_process_uptime_seconds_total{{job="agent", instance="{AGENT}"}}'
+    wait_for(lambda: stores("prometheus", "/api/v1/query", query=query)["data"]["result"])
+
+
+def test_journal_line_is_found_by_its_unit_its_level_and_its_host(host, lines):
+    token = secrets.token_hex(8)
+    host.check_output("systemd-run --quiet --wait --unit=molecule-probe sh -c %s", f"echo '<4>careful {token}' >&2")
+    [(line, labels)] = wait_for(lambda: lines(f'{{service_name="molecule-probe"}} |= "{token}"'))
+    assert line == f"careful {token}"
+    assert labels["deployment_environment_name"] == "production"
+    assert labels["host_name"] == AGENT
+    assert labels["detected_level"] == "warn"
+
+
+def test_line_of_no_unit_is_found_by_the_name_it_goes_by(host, lines):
+    token = secrets.token_hex(8)
+    say(host, f"logger --tag greeter --priority user.err 'hello {token}'")
+    [(line, labels)] = wait_for(lambda: lines(f'{{service_name="greeter"}} |= "{token}"'))
+    assert (line, labels["detected_level"]) == (f"hello {token}", "error")
+
+
+def test_span_of_a_program_of_the_host_arrives(host, stores):
+    probe = Probe()
+    send_span(host, probe, "work")
+    found = wait_for(lambda: stores("tempo", f"/api/traces/{probe.trace_id}"))
+    attributes = {each["key"]: each["value"] for each in found["batches"][0]["resource"]["attributes"]}
+    assert attributes["service.name"] == {"stringValue": probe.service}
+    assert attributes["host.name"] == {"stringValue": AGENT}
+    assert attributes["deployment.environment.name"] == {"stringValue": "test"}, "a program's own word was overwritten"
+
+
+def test_nothing_is_lost_while_the_appliance_is_away(host, appliance, lines, stores):
+    token, probe = secrets.token_hex(8), Probe()
+    appliance.check_output("systemctl stop %s", unit_name("otel_collector"))
+    try:
+        say(host, f"for n in $(seq 10); do logger --tag outage {token}-$n; done")
+        send_span(host, probe, "unheard")
+        time.sleep(3)  # for all of it to be in the agent's queue
+        host.check_output("systemctl kill --signal=KILL %s", unit_name("agent"))  # which starts again
+        say(host, f"for n in $(seq 11 20); do logger --tag outage {token}-$n; done")
+        assert not lines(f'{{service_name="outage"}} |= "{token}"')
+    finally:
+        appliance.check_output("systemctl start %s", unit_name("otel_collector"))
+    wait_for(lambda: len({line for line, _ in lines(f'{{service_name="outage"}} |= "{token}"')}) == 20)
+    assert {line for line, _ in lines(f'{{service_name="outage"}} |= "{token}"')} == {
+        f"{token}-{n}" for n in range(1, 21)
+    }
+    wait_for(lambda: stores("tempo", f"/api/traces/{probe.trace_id}"))
+
+
+def test_key_is_the_agents_alone_and_no_other_identity_is_there(host):
+    assert host.check_output("ls %s", PKI).split() == ["agent", "ca.crt"]
+    key = host.file(f"{PKI}/agent/tls.key")
+    assert (key.user, key.group, key.mode) == ("root", "watchpost-agent", 0o640)
+
+
+def test_appliance_has_the_agents_end_and_not_its_key(host, appliance):
+    assert not appliance.file(f"{PKI}/agent").exists
+    assert f'host="{AGENT}",identity="agent"' in appliance.check_output(
+        "cat /var/lib/watchpost-textfile/certificates-%s.prom", AGENT
+    )
+
+
+def test_host_keeps_its_own_firewall_journal_and_clock(host):
+    assert not host.file("/etc/watchpost/firewall.nft").exists
+    assert not host.file("/etc/systemd/journald.conf.d/50-watchpost.conf").exists
+    assert not host.package("nftables").is_installed
+    assert not host.package("systemd-timesyncd").is_installed
+
+
+def test_certificate_close_to_its_end_is_renewed_by_a_run(host, site):
+    before = host.file(f"{PKI}/agent/tls.crt").content
+    run = site(f"--limit={AGENT}", pki_validity_days=120, pki_renew_before_days=100)
+    assert run.code == 0, run.output
+    assert host.file(f"{PKI}/agent/tls.crt").content != before
+
+
+def test_wrongly_typed_variable_is_named(site):
+    run = site(agent_queue_mib="much")
+    assert run.code != 0 and "agent_queue_mib" in run.output

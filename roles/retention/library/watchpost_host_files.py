@@ -1,1 +1,0 @@
-../../host/library/watchpost_host_files.py
