@@ -30,7 +30,7 @@ from watchpost.artifacts.catalogue import CATALOGUE, load
 from watchpost.artifacts.ensure import Ensurer, Source
 from watchpost.artifacts.errors import ArtifactError
 from watchpost.artifacts.store import cache_dir
-from watchpost.cli import app
+from watchpost.cli import command_line
 
 PLATFORM = "linux-amd64"
 USERS_CACHE = cache_dir()
@@ -197,7 +197,9 @@ class CatalogueFile:
         self.path.write_text(yaml.safe_dump(self.content))
 
     def run(self, command: str, *arguments: str) -> Result:
-        return CliRunner().invoke(app, ["artifacts", command, *arguments, "--catalogue", str(self.path)])
+        return CliRunner().invoke(
+            command_line("artifacts"), ["artifacts", command, *arguments, "--catalogue", str(self.path)]
+        )
 
     def ensure(self, *arguments: str) -> Result:
         return self.run("ensure", *arguments, "--os-arch", PLATFORM, "--json")
@@ -529,7 +531,7 @@ def test_an_unknown_component_is_named(catalogue: CatalogueFile) -> None:
 
 @pytest.mark.parametrize(("option", "value"), [("--os-arch", "linux-mips"), ("--python", "3.13.1")])
 def test_a_platform_that_cannot_be_is_refused(option: str, value: str) -> None:
-    result = CliRunner().invoke(app, ["artifacts", "ensure", option, value])
+    result = CliRunner().invoke(command_line("artifacts"), ["artifacts", "ensure", option, value])
     assert result.exit_code == 1
     assert f"{option} {value}" in result.stderr
 

@@ -20,7 +20,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from typer.testing import CliRunner
 
 from watchpost import load, load_read
-from watchpost.cli import app
+from watchpost.cli import command_line
 from watchpost.load_read import PAGE, Reader
 from watchpost.load_send import FINAL, SERIES, SPANS_PER_TRACE, Load, Sender, Signal, Telemetry, retry_after
 from watchpost.verify_grafana import Grafana
@@ -296,7 +296,7 @@ def command(monkeypatch):
         monkeypatch.setattr(load, "_browser", lambda _: appliance.client())
         target = Target("https://appliance.test", "the-password", None, "https://appliance.test:4318", "the-token")
         monkeypatch.setattr(load.verify_target, "find", lambda _: target)
-        return CliRunner().invoke(app, ["load", "--seconds=1", "--timeout=0", *arguments])
+        return CliRunner().invoke(command_line("load"), ["load", "--seconds=1", "--timeout=0", *arguments])
 
     return run
 

@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from watchpost import verify, verify_target
-from watchpost.cli import app
+from watchpost.cli import command_line
 from watchpost.verify import LINKS, Missing, Run, State, follow, judge_trace, risen
 from watchpost.verify_grafana import Grafana, Span, lines_of, spans_of
 from watchpost.verify_requests import Sent
@@ -408,7 +408,7 @@ def command(monkeypatch, tmp_path):
         (tmp_path / "password").write_text(PASSWORD + "\n")
         given = ["--url", "https://appliance.test", "--deployment", "nowhere"]
         given += ["--password-file", str(tmp_path / "password"), "--timeout", "0"]
-        return CliRunner().invoke(app, ["verify", *given, *arguments])
+        return CliRunner().invoke(command_line("verify"), ["verify", *given, *arguments])
 
     return run
 
