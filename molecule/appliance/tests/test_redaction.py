@@ -1,0 +1,91 @@
+"""Personal data, sent by every way in, is on no disk of the appliance; a harmless word beside it is in every store."""
+
+import json
+import time
+from urllib.parse import quote
+
+import pytest
+from canary import PERSONAL, Canary, on_disk
+from otlp import JSON
+from test_appliance import HOST
+
+from watchpost import verify_target
+
+CREDENTIAL = "/etc/watchpost/otel_collector/current/credentials/otlp_ingest_token"
+STATE = "/var/lib/watchpost"
+STORES = ("tempo", "loki", "prometheus")
+#: Seconds until all three stores show what was sent: a batch, the sampler's decision, and the stores themselves.
+VISIBLE = 90
+
+
+@pytest.fixture(scope="module")
+def canaries():
+    """One for each way in."""
+    return {way: Canary() for way in ("local_http", "ingest_http", "gateway")}
+
+
+@pytest.fixture
+def sent(canaries, ask, host):
+    """Send each canary in every field of every signal; return the trace ids."""
+    token = host.file(CREDENTIAL).content_string
+    page = verify_target.find(inventory=str(HOST.inventory)).url
+    ways = {
+        "local_http": ("otel_collector", "local_http", "", {"identity": "taskboard"}),
+        "ingest_http": ("otel_collector", "ingest_http", "", {"identity": None, "token": token}),
+        "gateway": ("gateway", "https", "/otlp", {"identity": None}),
+    }
+    traces = {}
+    for way, canary in canaries.items():
+        component, endpoint, path, who = ways[way]
+        for signal, body in canary.requests().items():
+            headers = JSON | {"Origin": page}
+            answer = ask(component, endpoint, f"{path}/v1/{signal}", method="POST", headers=headers, body=body, **who)
+            assert answer.status == 200, (way, signal, answer)
+            if signal == "traces":
+                span = json.loads(body)["resourceSpans"][0]["scopeSpans"][0]["spans"][0]
+                traces[way] = span["traceId"]
+    return traces
+
+
+def test_what_was_sent_is_in_every_store_without_the_personal_data(sent, canaries, ask, host):
+    def answers(way):
+        word = canaries[way].word
+        logs = quote(f'{{service_name=~".+"}} |= "{word}"')
+        series = quote(f'{{app_text=~".*{word}.*"}}')
+        return [
+            ask("tempo", "http", f"/api/traces/{sent[way]}").body,
+            ask("loki", "http", f"/loki/api/v1/query_range?query={logs}").body,
+            ask("prometheus", "http", f"/api/v1/series?match[]={series}").body,
+        ]
+
+    deadline = time.monotonic() + VISIBLE
+    for way, canary in canaries.items():
+        while not all(canary.word in answer for answer in answers(way)):
+            assert time.monotonic() < deadline, (way, answers(way))
+            time.sleep(1)  # between two looks
+        told = "".join(answers(way))
+        assert not [text for text in PERSONAL if text in told], way
+
+    # From memory onto the disk, where the stores have an address for that.
+    assert ask("tempo", "http", "/flush", method="POST").status == 204
+    assert ask("loki", "http", "/flush", method="POST").status == 204
+    time.sleep(5)  # Tempo says that it has begun, not that it is done
+    words = [canary.word for canary in canaries.values()]
+    found = on_disk(host, [*words, *PERSONAL], STATE)
+    assert not {text: found[text] for text in PERSONAL if found[text]}
+    # The search sees: each word lies readable in the files of each store.
+    for store in STORES:
+        seen = {word for word in words for file in found[word] if file.startswith(f"{STATE}/{store}/")}
+        assert seen == set(words), f"{store} hides what it holds; the search proves nothing there"
+
+
+def test_personal_data_is_not_in_the_journal(host, canaries):
+    word = canaries["gateway"].word
+    host.check_output("logger %s", f"canary {word}")
+    host.check_output(
+        "journalctl --sync && mkdir -p /run/canary && journalctl --boot --output=cat --all > /run/canary/journal"
+    )
+    found = on_disk(host, [word, *PERSONAL], "/run/canary")
+    host.check_output("rm -r /run/canary")
+    assert found.pop(word), "the search does not see what is there"
+    assert not {text for text, where in found.items() if where}
