@@ -416,12 +416,17 @@ def is_running(host: Host) -> bool:
     return bool(_processes(host.cgroup))
 
 
+def _groups(cgroup: Path) -> list[Path]:
+    """Return a control group and all below it; one that vanishes while we look is passed over."""
+    return [Path(directory) for directory, _, _ in os.walk(cgroup)]
+
+
 def _processes(cgroup: Path) -> list[int]:
     """Process ids in a control group and in all groups below it."""
     found: list[int] = []
-    for file in cgroup.rglob("cgroup.procs"):
-        with contextlib.suppress(OSError):  # a group may vanish while we look
-            found += map(int, file.read_text().split())
+    for group in _groups(cgroup):
+        with contextlib.suppress(OSError):
+            found += map(int, (group / "cgroup.procs").read_text().split())
     return found
 
 
@@ -565,7 +570,7 @@ def _kill(host: Host) -> None:
             raise TestHostError(f"processes of test host {host.name} do not end: {_processes(host.cgroup)}")
         (host.cgroup / "cgroup.kill").write_text("1")
         time.sleep(0.05)  # the kernel takes a moment
-    for group in sorted((file.parent for file in host.cgroup.rglob("cgroup.procs")), reverse=True):
+    for group in sorted(_groups(host.cgroup), reverse=True):
         group.rmdir()
 
 
