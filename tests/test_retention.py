@@ -71,7 +71,7 @@ def stores(tmp_path):
 def kept(retention, stores, monkeypatch):
     """Let the program look once, on the fifth day; return the retention that each engine is told, in its own words."""
     monkeypatch.setattr(retention.time, "time", lambda: 1_767_225_600.0 + 4 * DAY)
-    monkeypatch.setattr(retention.shutil, "chown", lambda *_: None)
+    monkeypatch.setattr(retention.os, "fchown", lambda *_: None)  # only root may
 
     def kept():
         retention.main(stores)

@@ -26,14 +26,13 @@ COMES_LATER = {
     "tempo_discarded_spans_total": "with the first span that Tempo throws away",
     "node_timex_offset_seconds": "on a host with a clock of its own: a container may not ask for it",
     "node_timex_sync_status": "on a host with a clock of its own: a container may not ask for it",
-    "watchpost_retention_budget_bytes": "with a budget of disk for each store",
-    "watchpost_retention_used_bytes": "with a budget of disk for each store",
-    "instance_store:watchpost_retention_used:ratio": "with a budget of disk for each store",
+    "watchpost:traces_kept:ratio_rate5m": "with sampling, which is off by default",
 }
 #: The same for what begins so.
 COMES_LATER_BY_PREFIX = {
     "otelcol_exporter_enqueue_failed_": "with the first that finds no place in a queue",
     "job_instance_exporter_signal:otelcol_exporter_enqueue_failed_": "with the first that finds no place in a queue",
+    "otelcol_processor_tail_sampling_": "with sampling, which is off by default",
     "prometheus_remote_storage_": "with a target of prometheus_remote_write",
 }
 

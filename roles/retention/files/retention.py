@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
+import pwd
 import sys
 import tempfile
 import time
@@ -84,8 +84,10 @@ def write(path: Path, text: str, owner: str = "root") -> None:
     """Replace a file in one step."""
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         file.write(text)
-    Path(file.name).chmod(0o644)
-    shutil.chown(file.name, owner, owner)
+        file.flush()
+        # By its number, not its name: the directory is the owner's, who could put something else in its place.
+        os.fchmod(file.fileno(), 0o644)
+        os.fchown(file.fileno(), *pwd.getpwnam(owner)[2:4])
     Path(file.name).replace(path)
 
 
