@@ -184,5 +184,5 @@ def test_secrets_are_quickly_there(home):
     before = os.times()
     ensure()
     after = os.times()
-    # Of processor time, as others may be at work on this machine.
-    assert after.children_user + after.children_system - before.children_user - before.children_system < 1.5
+    # Of processor time, as others may be at work on this machine; they slow it down all the same. It takes 0.8 s alone.
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 3
