@@ -570,8 +570,12 @@ def _kill(host: Host) -> None:
             raise TestHostError(f"processes of test host {host.name} do not end: {_processes(host.cgroup)}")
         (host.cgroup / "cgroup.kill").write_text("1")
         time.sleep(0.05)  # the kernel takes a moment
-    for group in sorted(_groups(host.cgroup), reverse=True):
-        group.rmdir()
+    while groups := _groups(host.cgroup):
+        for group in sorted(groups, reverse=True):
+            with contextlib.suppress(OSError):  # the kernel is not done with the last process in it
+                group.rmdir()
+        if time.monotonic() > deadline:
+            raise TestHostError(f"control groups of test host {host.name} do not go away: {host.cgroup}")
 
 
 # --- the command line ---

@@ -1,4 +1,4 @@
-"""Faults on purpose, so that dashboards, alerts and the SLO gate can be tried for real.
+"""Faults on purpose, so that dashboards and alerts can be tried for real.
 
 Off unless an operator writes a file that names them; no request can switch one on. A request that meets one says so:
 its server span and its log line carry `watchpost.fault`, so that nobody takes a drill for an incident.

@@ -7,7 +7,11 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
-from conftest import PKI, asker, unit_name
+from conftest import PKI, asker, run_playbook, unit_name
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from otlp import JSON, Probe
 
 AGENT, APPLIANCE = "molecule-agent-other", "molecule-agent-appliance"
@@ -161,3 +165,23 @@ def test_certificate_close_to_its_end_is_renewed_by_a_run(host, site):
 def test_wrongly_typed_variable_is_named(site):
     run = site(agent_queue_mib="much")
     assert run.code != 0 and "agent_queue_mib" in run.output
+
+
+def request_for(name):
+    """A request by somebody who has taken the agent's host over."""
+    request = x509.CertificateSigningRequestBuilder()
+    request = request.subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+    names = x509.SubjectAlternativeName([x509.DNSName(f"{name}.watchpost.internal")])
+    signed = request.add_extension(names, critical=False).sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
+    return signed.public_bytes(serialization.Encoding.PEM).decode()
+
+
+@pytest.mark.parametrize("name", ["operator", "agent"])
+def test_request_for_anything_but_an_agents_certificate_is_not_signed(name):
+    """The second has the right name, but leaves the rest out that makes it an agent's."""
+    identity = {"name": "agent", "sans": ["DNS:agent.watchpost.internal"]}
+    requests = {"results": [{"csr": request_for(name), "__pki_identity": identity}]}
+    run = run_playbook(Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"], "tests/sign.yml"), __pki_requests=requests)
+    assert run.code != 0 and "asks the appliance's CA for a certificate that is not an agent's" in run.output, (
+        run.output
+    )

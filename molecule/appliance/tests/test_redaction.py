@@ -38,6 +38,8 @@ def sent(canaries, ask, host):
     for way, canary in canaries.items():
         component, endpoint, path, who = ways[way]
         for signal, body in canary.requests().items():
+            if (way, signal) == ("gateway", "metrics"):
+                continue  # a page sends none
             headers = JSON | {"Origin": page}
             answer = ask(component, endpoint, f"{path}/v1/{signal}", method="POST", headers=headers, body=body, **who)
             assert answer.status == 200, (way, signal, answer)
@@ -52,11 +54,12 @@ def test_what_was_sent_is_in_every_store_without_the_personal_data(sent, canarie
         word = canaries[way].word
         logs = quote(f'{{service_name=~".+"}} |= "{word}"')
         series = quote(f'{{app_text=~".*{word}.*"}}')
-        return [
+        stores = [
             ask("tempo", "http", f"/api/traces/{sent[way]}").body,
             ask("loki", "http", f"/loki/api/v1/query_range?query={logs}").body,
             ask("prometheus", "http", f"/api/v1/series?match[]={series}").body,
         ]
+        return stores[:2] if way == "gateway" else stores
 
     deadline = time.monotonic() + VISIBLE
     for way, canary in canaries.items():
@@ -76,7 +79,8 @@ def test_what_was_sent_is_in_every_store_without_the_personal_data(sent, canarie
     # The search sees: each word lies readable in the files of each store.
     for store in STORES:
         seen = {word for word in words for file in found[word] if file.startswith(f"{STATE}/{store}/")}
-        assert seen == set(words), f"{store} hides what it holds; the search proves nothing there"
+        sent_there = words[:2] if store == "prometheus" else words
+        assert seen == set(sent_there), f"{store} hides what it holds; the search proves nothing there"
 
 
 def test_personal_data_is_not_in_the_journal(host, canaries):

@@ -88,8 +88,8 @@ def test_preflight_is_answered(page):
     assert answer.status_code == 204 and answer.headers["access-control-allow-methods"] == "POST"
 
 
-@pytest.mark.parametrize("path", ["/otlp/", "/otlp/v1/profiles", "/otlp/v1/traces/x"])
-def test_only_the_three_signals_are_let_through(page, path):
+@pytest.mark.parametrize("path", ["/otlp/", "/otlp/v1/metrics", "/otlp/v1/profiles", "/otlp/v1/traces/x"])
+def test_only_traces_and_logs_are_let_through(page, path):
     assert page(path).status_code == 404
 
 

@@ -142,10 +142,13 @@ def test_component_has_a_user_that_cannot_log_in(host, name):
     assert host.check_output("getent shadow %s", user.name).split(":")[1].startswith("!"), "it has no password"
 
 
-def test_lost_user_comes_back(host, converge):
+def test_lost_user_opens_no_door_and_comes_back(host, converge):
     host.check_output("userdel watchpost-loki")
+    host.check_output("systemctl restart watchpost-firewall.service")
+    assert reachable(host, 22) and not reachable(host, 9999)
     assert converge().changed
     assert host.user("watchpost-loki").exists
+    assert host.run("nft list table inet watchpost_callers").succeeded
 
 
 def test_journal_is_kept_on_disk_within_its_limit(host):

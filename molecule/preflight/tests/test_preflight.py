@@ -49,8 +49,10 @@ def test_all_wrong_variables_are_named_at_once(refusal):
         host_firewall_extra_ports={"http": 80},
         host_journal_max_use="{{ nothing_like_this }}",
         watchpost_secret_generations={"grafana_password": 2},
+        gateway_allowed_origins=["https://example.org"],
     )
-    assert "preflight found 7 problems" in said
+    assert "preflight found 8 problems" in said
+    assert "gateway_allowed_origins is now gateway_pages" in said
     assert "grafana_password found in watchpost_secret_generations" in said
     assert "loki_retenton_days is not a variable of the role loki" in said
     assert "watchpost_pubic_name is not a shared variable; did you mean watchpost_public_name?" in said

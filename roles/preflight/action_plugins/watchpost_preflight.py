@@ -43,6 +43,8 @@ BUDGETS = {
     "prometheus": ("prometheus_retention_gib", 1024),
     "otel_collector": ("otel_collector_queue_mib", 3),  # a queue for each signal
 }
+# What had another name in an earlier version.
+RENAMED = {"gateway_allowed_origins": "gateway_pages"}
 # Made by the role `inputs` in the course of a run; nobody sets them.
 MADE_LATER = ("watchpost_artifacts", "watchpost_secrets")
 
@@ -97,6 +99,9 @@ class ActionModule(ActionBase):
             # The longest prefix wins: otel_collector_x is not a variable of a role otel.
             role_name = max((r for r in specs if name.startswith(f"{r}_")), key=len, default=None)
             if role_name and name not in specs[role_name] and name not in MADE_LATER:
+                if name in RENAMED:
+                    yield f"{name} is now {RENAMED[name]}, which is written otherwise: see its role's defaults"
+                    continue
                 near = difflib.get_close_matches(name, specs[role_name], 1, 0.6)
                 owner = "a shared variable" if role_name == "watchpost" else f"a variable of the role {role_name}"
                 yield f"{name} is not {owner}" + (f"; did you mean {near[0]}?" if near else "")
