@@ -53,7 +53,7 @@ def test_all_wrong_variables_are_named_at_once(refusal):
     )
     assert "preflight found 8 problems" in said
     assert "gateway_allowed_origins is now gateway_pages" in said
-    assert "grafana_password found in watchpost_secret_generations" in said
+    assert "watchpost_secret_generations.grafana_password" in said
     assert "loki_retenton_days is not a variable of the role loki" in said
     assert "watchpost_pubic_name is not a shared variable; did you mean watchpost_public_name?" in said
     assert "watchpost_artifact_source must be one of: auto, release, mirror, source, got: floppy" in said
