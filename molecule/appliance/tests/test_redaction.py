@@ -79,8 +79,9 @@ def test_what_was_sent_is_in_every_store_without_the_personal_data(sent, canarie
     # The search sees: each word lies readable in the files of each store.
     for store in STORES:
         seen = {word for word in words for file in found[word] if file.startswith(f"{STATE}/{store}/")}
+        # A page sends no metrics; its spans are counted, though, so its word may be there too.
         sent_there = words[:2] if store == "prometheus" else words
-        assert seen == set(sent_there), f"{store} hides what it holds; the search proves nothing there"
+        assert seen >= set(sent_there), f"{store} hides what it holds; the search proves nothing there"
 
 
 def test_personal_data_is_not_in_the_journal(host, canaries):
