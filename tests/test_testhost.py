@@ -165,8 +165,8 @@ def test_lock_whose_file_was_unlinked_still_admits_one_at_a_time(tmp_path):
                 inside.append(1)
                 most.append(len(inside))
                 time.sleep(0.0005)  # for the others to come in, if they could
-                path.unlink()
                 inside.pop()
+                path.unlink()  # last, as `down` does: from here on the next one may come in
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:

@@ -89,7 +89,7 @@ def test_component_that_is_no_caller_is_refused(send):
 def test_retention_is_on(query):
     flags = query("status/config")["yaml"]
     assert "time: 5w" in flags
-    assert "size: 10GiB" in flags or "size: 10GB" in flags
+    assert "size: 3GiB" in flags or "size: 3GB" in flags
 
 
 def test_refused_rule_is_named_and_the_old_rules_keep_running(assert_refused):
