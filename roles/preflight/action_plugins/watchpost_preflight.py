@@ -91,7 +91,7 @@ class ActionModule(ActionBase):
             for kind in ("defaults", "vars"):
                 if (file := role / kind / "main.yml").exists():
                     defaults.update(self._loader.load_from_file(str(file), trusted_as_template=True) or {})
-        defaults["watchpost_secrets"] = dict.fromkeys(defaults["__inputs_secrets"], "")
+        defaults["watchpost_secrets"] = dict.fromkeys(defaults["__inputs_generations"], "")
         self._raw = {**defaults, **variables}
         self._templar = self._templar.copy_with_new_env(available_variables=self._raw)
 
