@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,6 +74,15 @@ def only_with(auth):
         return function
 
     return mark
+
+
+def wait_until(look, seconds):
+    """Look until something true is found, and return it; fail when it is not there in time."""
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline, f"still not so after {seconds} s"
+        time.sleep(0.5)  # between two looks
+    return found
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """An agent on somebody else's host: its metrics, journal and programs' telemetry arrive, also after an outage."""
 
+import functools
 import os
 import secrets
 import time
@@ -7,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
-from conftest import PKI, asker, run_playbook, unit_name
+from conftest import PKI, asker, run_playbook, unit_name, wait_until
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -18,6 +19,7 @@ AGENT, APPLIANCE = "molecule-agent-other", "molecule-agent-appliance"
 #: `host` is the agent's host in this file.
 testinfra_hosts = [f"ansible://{AGENT}"]
 SECONDS = 90  # for telemetry to arrive: agent's and Collector's batches, an exporter that tries again after an outage
+wait_for = functools.partial(wait_until, seconds=SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +50,6 @@ def lines(stores):
         return [(line, stream["stream"]) for stream in found["data"]["result"] for _, line in stream["values"]]
 
     return lines
-
-
-def wait_for(look, seconds=SECONDS):
-    deadline = time.monotonic() + seconds
-    while not (found := look()):
-        assert time.monotonic() < deadline, f"nothing after {seconds} s"
-        time.sleep(1)  # between two looks
-    return found
 
 
 def say(host, script):

@@ -3,6 +3,7 @@
 The scenario's Collector keeps a fifth of ordinary traces, and its queues hold no more than 1 MiB.
 """
 
+import functools
 import json
 import secrets
 import time
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlencode
 
 import pytest
-from conftest import unit_name
+from conftest import unit_name, wait_until
 from otlp import JSON, Probe, attributes
 
 TRACES = 80
@@ -18,14 +19,7 @@ TRACES = 80
 SHARE = range(2, 36)
 #: Until a trace is decided, found by a search and counted: the sampler's wait, Tempo's and the counts' intervals.
 SETTLED = 60
-
-
-def wait_until(condition, seconds=SETTLED):
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"still not so after {seconds} s"
-        time.sleep(1)  # between two questions
-    return value
+wait_for = functools.partial(wait_until, seconds=SETTLED)
 
 
 @dataclass(frozen=True)
@@ -118,13 +112,13 @@ def sent(settled, send, sample):
         for traces in settled.values():
             assert send(traces.body).status == 200
         last = settled["ordinary"].service
-        wait_until(lambda: sample(f'sum(traces_spanmetrics_calls_total{{service_name="{last}"}})'))
+        wait_for(lambda: sample(f'sum(traces_spanmetrics_calls_total{{service_name="{last}"}})'))
     return settled
 
 
 @pytest.mark.parametrize("kind", ["failed", "server error", "slow", "verify", "generous"])
 def test_every_trace_that_must_be_kept_is_kept(sent, kept, kind):
-    wait_until(lambda: kept(sent[kind].service) >= TRACES)  # `generous` has those of earlier runs too
+    wait_for(lambda: kept(sent[kind].service) >= TRACES)  # `generous` has those of earlier runs too
 
 
 def test_of_ordinary_traces_the_stated_share_is_kept(sent, kept):
@@ -142,7 +136,7 @@ def test_spans_are_counted_before_they_are_sampled(sent, sample):
 
 def test_service_map_knows_who_calls_whom(sent, sample):
     calls = f'traces_service_graph_request_total{{client="{sent["failed"].service}",server="tasks"}}'
-    assert wait_until(lambda: sample(f"sum({calls})")) == TRACES
+    assert wait_for(lambda: sample(f"sum({calls})")) == TRACES
 
 
 def test_exemplar_of_the_counts_leads_to_a_trace(sent, ask):
@@ -157,7 +151,7 @@ def test_graceful_stop_decides_what_is_undecided(host, send, kept):
     failed = Traces(failed=True)
     assert send(failed.body).status == 200
     host.check_output("systemctl restart %s", unit_name("otel_collector"))
-    wait_until(lambda: kept(failed.service) == TRACES)
+    wait_for(lambda: kept(failed.service) == TRACES)
 
 
 def test_full_queue_refuses_and_the_sender_may_come_again(host, send):
@@ -172,7 +166,7 @@ def test_full_queue_refuses_and_the_sender_may_come_again(host, send):
         assert answer.status == 503, answer
     finally:
         host.check_output("systemctl start %s", unit)
-    wait_until(lambda: send(Probe().log("room again"), "logs").status == 200)
+    wait_for(lambda: send(Probe().log("room again"), "logs").status == 200)
 
 
 #: Runs on the host: packs far more than a request may have, and sends it several times at once.
@@ -227,13 +221,12 @@ def test_service_with_endless_names_spoils_its_own_counts_only(send, sample):
             for number in range(start, start + 250)
         ]  # fmt: skip
         body = json.dumps({"resourceSpans": [{"resource": resource, "scopeSpans": [{"spans": spans}]}]})
-        assert wait_until(lambda body=body: send(body).status == 200)
+        assert wait_for(lambda body=body: send(body).status == 200)
     assert send(good.body).status == 200
-    wait_until(lambda: sample(f'sum(traces_spanmetrics_calls_total{{service_name="{bad}"}})') == 1500)
+    wait_for(lambda: sample(f'sum(traces_spanmetrics_calls_total{{service_name="{bad}"}})') == 1500)
     assert sample(f'count(traces_spanmetrics_calls_total{{service_name="{bad}"}})') <= 1001
     assert (
-        wait_until(lambda: sample(f'sum(traces_spanmetrics_calls_total{{service_name="{good.service}"}})'))
-        == 2 * TRACES
+        wait_for(lambda: sample(f'sum(traces_spanmetrics_calls_total{{service_name="{good.service}"}})')) == 2 * TRACES
     )
 
 
@@ -241,7 +234,7 @@ def test_store_over_its_budget_keeps_less_and_takes_data_as_before(host, ask, se
     for store in ("tempo", "loki"):
         assert ask(store, "http", "/flush", method="POST").status in (200, 204)
     state = "/var/lib/watchpost"
-    wait_until(
+    wait_for(
         lambda: host.run(f"ls {state}/tempo/blocks/*/*/meta.json && find {state}/loki/chunks/fake -type f").rc == 0
     )
     settings = json.loads(host.file("/etc/watchpost/retention.json").content_string) | {"least": 7200}
@@ -251,13 +244,11 @@ def test_store_over_its_budget_keeps_less_and_takes_data_as_before(host, ask, se
     host.check_output("/opt/watchpost/retention.py /run/retention.json")
     try:
         tenant = {"X-Scope-OrgID": "fake"}
-        wait_until(lambda: "block_retention: 2h" in ask("tempo", "http", "/status/runtime_config").body)
-        wait_until(
-            lambda: "retention_period: 2h" in ask("loki", "http", "/config/tenant/v1/limits", headers=tenant).body
-        )
+        wait_for(lambda: "block_retention: 2h" in ask("tempo", "http", "/status/runtime_config").body)
+        wait_for(lambda: "retention_period: 2h" in ask("loki", "http", "/config/tenant/v1/limits", headers=tenant).body)
         failed = Traces(failed=True)
         assert send(failed.body).status == 200
-        wait_until(lambda: kept(failed.service) == TRACES)
+        wait_for(lambda: kept(failed.service) == TRACES)
     finally:
         host.check_output("systemctl start watchpost-retention.service")
     assert host.check_output(f"cat {state}/tempo/overrides.yml {state}/loki/overrides.yml") == ""

@@ -1,11 +1,10 @@
 """Prometheus scrapes what the user names, and writes to another Prometheus; secrets reach it as files of its own."""
 
 import json
-import time
 from urllib.parse import urlencode
 
 import pytest
-from conftest import PKI, run_playbook, unit_name
+from conftest import PKI, run_playbook, unit_name, wait_until
 
 BEARER, PASSWORD = "scrape-secret-7f3a", "remote-secret-91bc"
 #: The password as bcrypt, which is what a Prometheus wants of its callers.
@@ -68,14 +67,6 @@ VARIABLES = {
 }
 
 
-def wait_for(look, seconds=90):
-    deadline = time.monotonic() + seconds
-    while not (found := look()):
-        assert time.monotonic() < deadline, f"nothing after {seconds} s"
-        time.sleep(1)  # between two looks
-    return found
-
-
 @pytest.fixture(scope="module")
 def other_systems(host):
     """An exporter in plaintext, one with TLS and a token, and a Prometheus that takes remote writes."""
@@ -124,7 +115,7 @@ def query(ask):
 
 @pytest.mark.parametrize("job", ["plain", "secure"])
 def test_exporter_of_the_users_own_is_scraped(connected, query, job):
-    wait_for(lambda: query(f'mine_answer{{job="{job}"}} == 42'))
+    wait_until(lambda: query(f'mine_answer{{job="{job}"}} == 42'), seconds=90)
 
 
 def test_samples_arrive_at_the_remote_write_target(connected, host):
@@ -133,12 +124,12 @@ def test_samples_arrive_at_the_remote_write_target(connected, host):
         answer = json.loads(host.check_output("python3 -c %s %s/ca.crt %s %s", ASK_RECEIVER, PKI, PASSWORD, question))
         return [sample["value"][1] for sample in answer["data"]["result"]] == ["42"]
 
-    wait_for(arrived)
+    wait_until(arrived, seconds=90)
 
 
 def test_metrics_that_tell_of_remote_write_are_those_that_rules_read(connected, query):
     for name in ("samples_failed_total", "queue_highest_timestamp_seconds", "queue_highest_sent_timestamp_seconds"):
-        wait_for(lambda name=name: query(f"prometheus_remote_storage_{name}"))
+        wait_until(lambda name=name: query(f"prometheus_remote_storage_{name}"), seconds=90)
 
 
 @pytest.mark.parametrize("secret", [BEARER, PASSWORD])

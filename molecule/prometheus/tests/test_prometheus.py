@@ -1,20 +1,13 @@
 """Prometheus takes OTLP metrics, scrapes the services, alerts, and lets in only those whom the registry names."""
 
-import time
 from urllib.parse import urlencode
 
 import pytest
 import rules
+from conftest import wait_until
 from otlp import JSON, Probe
 
 PROMTOOL = "/opt/watchpost/prometheus/current/bin/promtool"
-
-
-def wait_until(condition, seconds):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"still not so after {seconds} s"
-        time.sleep(0.5)  # between two questions
 
 
 @pytest.fixture

@@ -1,18 +1,9 @@
 """What is demanded of every component. Each test runs for all that the scenario's host runs."""
 
-import time
-
 import pytest
-from conftest import ENDPOINTS, only_with, scenario_components, unit_name
+from conftest import ENDPOINTS, only_with, scenario_components, unit_name, wait_until
 
 LOOPBACK, ANY = {"127.0.0.1", "::1"}, {"0.0.0.0", "::", "*"}
-
-
-def wait_until(condition, seconds):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"still not so after {seconds} s"
-        time.sleep(0.3)  # between two questions
 
 
 def is_refused(answer):
