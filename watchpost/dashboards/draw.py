@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import io
+import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.dates import DateFormatter, date2num
 from matplotlib.figure import Figure
+from PIL import Image
 
 from watchpost.dashboards import pages
 from watchpost.dashboards.look import GRID_WIDTH
@@ -55,9 +58,7 @@ def named(legend: str, labels: dict[str, str]) -> str:
         return ", ".join(value for key, value in labels.items() if key != "__name__" and value) or labels.get(
             "__name__", ""
         )
-    for key, value in labels.items():
-        legend = legend.replace("{{" + key + "}}", value)
-    return legend
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: labels.get(found[1], ""), legend)
 
 
 def series_of(panel: dict[str, Any], answers: list[Answer]) -> Series:
@@ -96,7 +97,7 @@ def draw_lines(axes: Axes, panel: dict[str, Any], answers: list[Answer]) -> None
             [value for _, value in points],
             lw=1.1,
             color=color,
-            label=name[:48],
+            label=name[:36] if number < 6 else None,
             marker="." if len(points) < 3 else "",
         )
     for answer in answers:
@@ -114,7 +115,12 @@ def draw_lines(axes: Axes, panel: dict[str, Any], answers: list[Answer]) -> None
     axes.grid(color="#2c3235", lw=0.5)
     if series:
         axes.legend(
-            fontsize=5.5, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False, labelcolor=INK
+            fontsize=5.5,
+            ncols=3 if panel["gridPos"]["w"] > 8 else 2,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.12),
+            frameon=False,
+            labelcolor=INK,
         )
 
 
@@ -173,15 +179,9 @@ def rows_of(panel: dict[str, Any], answers: list[Answer]) -> list[list[str]]:
         return []
     merged: dict[tuple[str, ...], dict[str, Any]] = {}
     for target, answer in zip(panel["targets"], answers, strict=False):
-        for frame in answer.frames:
-            names = [each["name"] for each in frame["schema"]["fields"]]
-            for row in zip(*frame["data"]["values"], strict=True):
-                cells = dict(zip(names, row, strict=True))
-                value = cells.pop("Value", None)
-                if value is None:
-                    value = cells.pop(f"Value #{target['refId']}", None)
-                labels = {key: str(text) for key, text in cells.items() if key in organized["renameByName"]}
-                merged.setdefault(tuple(labels.values()), {}).update(labels | {f"Value #{target['refId']}": value})
+        for labels, points in answer.series():
+            known = {key: text for key, text in labels.items() if key in organized["renameByName"]}
+            merged.setdefault(tuple(known.values()), {}).update(known | {f"Value #{target['refId']}": points[-1][1]})
     units = {o["matcher"]["options"]: o["properties"][0]["value"] for o in panel["fieldConfig"]["overrides"]}
     columns = sorted(organized["indexByName"], key=organized["indexByName"].get)
     heads = [organized["renameByName"][column] for column in columns]
@@ -285,5 +285,7 @@ def draw_all(reader: Reader, directory: Path) -> Iterator[Path]:
     directory.mkdir(parents=True, exist_ok=True)
     for page in pages():
         file = directory / f"{page.uid}.png"
-        draw_dashboard(reader, page.uid).savefig(file, dpi=80)
+        drawn = io.BytesIO()
+        draw_dashboard(reader, page.uid).savefig(drawn, dpi=80)
+        Image.open(drawn).convert("RGB").quantize(48).save(file, optimize=True)  # a third of the bytes
         yield file

@@ -17,7 +17,7 @@ from watchpost.dashboards.run import Reader
 UIDS = [page.uid for page in pages()]
 #: (dashboard, panel) -> when it has something to show.
 EMPTY_WHEN_WELL = {
-    ("watchpost-start", "What fires"): "with an alert: see test_stopped_service_fills_the_table_of_alerts",
+    ("watchpost-start", "What fires"): "with an alert: see test_rules.py, where one fires and is shown",
     ("watchpost-appliance", "Share of the traces that is kept"): "with sampling, which is off by default",
 }
 #: Single queries of a panel that has others, by their letters.

@@ -9,6 +9,9 @@ from urllib.parse import urlencode
 import pytest
 from conftest import ENDPOINTS, PKI, unit_name
 from otlp import JSON, Probe
+from test_browser import grafana, target  # noqa: F401 - fixtures
+
+from watchpost.dashboards.run import Reader
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "prometheus/tests"))
 import rules
@@ -108,8 +111,8 @@ def test_no_exception_is_made_for_what_no_rule_reads(read_by_rules):
     assert all(any(name.startswith(prefix) for name in read) for prefix in COMES_LATER_BY_PREFIX)
 
 
-def test_service_that_ends_again_and_again_is_told_to_alertmanager(host, ask):
-    """The whole way of an alert, from the fault to Alertmanager."""
+def test_service_that_ends_again_and_again_is_told_to_alertmanager(host, ask, grafana):  # noqa: F811 - a fixture
+    """The whole way of an alert, from the fault to Alertmanager, and to the page where a person looks first."""
     unit = unit_name("tempo")
     for _ in range(5):
         before = host.check_output("systemctl show --property=NRestarts --value %s", unit)
@@ -129,3 +132,6 @@ def test_service_that_ends_again_and_again_is_told_to_alertmanager(host, ask):
     assert found[0]["labels"]["name"] == unit and found[0]["labels"]["severity"] == "critical"
     assert found[0]["annotations"]["runbook_url"] == "docs/runbooks/ServiceRestarting.md"
     assert unit in found[0]["annotations"]["summary"]
+    look = Reader(grafana, time.time() - 600, time.time())
+    (panel,) = [p for p in look.dashboard("watchpost-start")["panels"] if p["title"] == "What fires"]
+    assert "ServiceRestarting" in json.dumps([answer.frames for answer in look.panel(panel, {})])

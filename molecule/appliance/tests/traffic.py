@@ -3,11 +3,10 @@
 import secrets
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import httpx
 import pytest
-from conftest import run_playbook
+from conftest import PROJECT, run_playbook
 from test_browser import Page
 
 #: Every fifth request fails, every fifth takes longer than the objective allows; and the same in the database.
@@ -18,7 +17,7 @@ FAULTS = {
 }
 ROUNDS = 12
 #: Brings only the application to other settings, in a few seconds.
-APPLICATION = Path(__file__).with_name("application.yml")
+APPLICATION = PROJECT / "playbooks/taskboard.yml"
 
 
 @dataclass
