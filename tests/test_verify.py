@@ -18,7 +18,7 @@ from watchpost import verify, verify_target
 from watchpost.cli import command_line
 from watchpost.verify import LINKS, Missing, Run, State, follow, judge_trace, risen
 from watchpost.verify_grafana import Grafana, Span, lines_of, spans_of
-from watchpost.verify_requests import Sent
+from watchpost.ledger import Sent
 
 PASSWORD = "the-password"
 
