@@ -56,11 +56,9 @@ def main() -> None:
     names = asked if set(asked) <= set(COMMANDS) and asked else list(COMMANDS)
     app = command_line(*names)
     group = typer.main.get_command(app)
-    plain = {
-        name: command for name, command in getattr(group, "commands", {}).items() if not hasattr(command, "commands")
-    }
+    loaded = {name: flags(command) for name, command in getattr(group, "commands", {}).items()}
     try:
-        defaults = configuration(COMMANDS, {name: flags(command) for name, command in plain.items()})
+        defaults = configuration(COMMANDS, loaded)
     except ConfigurationError as error:
         sys.exit(f"watchpost: {error}")
     group(default_map=defaults, auto_envvar_prefix="WATCHPOST")

@@ -1,7 +1,7 @@
 """The ledger of a run: each request to the task manager, how it was answered, and by which trace it can be found.
 
-On disk it is JSON lines: first what the run was, then a line a request, written as it is answered, so that a run that is
-interrupted keeps what it had.
+On disk it is JSON lines: first what the run was, then a line a request, written as it is answered, so that a run that
+is interrupted keeps what it had.
 """
 
 from __future__ import annotations
@@ -100,9 +100,10 @@ class Ledger:
         reads_database: bool = True,
         operation: str = "",
     ) -> tuple[Sent, dict[str, Any]]:
-        """Send one sampled request with its own `traceparent` (W3C Trace Context, level 1); return it and its JSON answer.
+        """Send one sampled request with its own `traceparent` (W3C Trace Context, level 1).
 
-        The answer is an empty mapping when it is not the expected one or has no JSON object; the ledger knows why.
+        Returns it and its JSON answer, which an empty mapping when the answer is not the expected one or has no
+        JSON object; the ledger knows why.
         """
         trace_id, span_id = secrets.token_hex(16), secrets.token_hex(8)
         status, error, answer = 0, "", {}

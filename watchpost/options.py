@@ -49,8 +49,8 @@ class ConfigurationError(Exception):
 def configuration(commands: Collection[str], loaded: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, Any]]:
     """Return the defaults that the configuration file gives to the loaded sub-commands, by parameter.
 
-    `commands` are all there are; `loaded` has the flags (without dashes in front) of those at hand, and the parameter that
-    each sets. Whatever the file says that cannot be meant is refused by its name.
+    `commands` are all there are; `loaded` has the flags (without dashes in front) of those at hand, and the parameter
+    that each sets. Whatever the file says that cannot be meant is refused by its name.
     """
     named = os.environ.get(CONFIG)
     file = Path(named or "watchpost.toml")

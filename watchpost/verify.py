@@ -550,8 +550,10 @@ def verify(
 ) -> None:
     """Prove that the appliance works: make requests, and find each one's trace, log line and count through Grafana.
 
-    Each signal is looked for on its own, then what leads from one to the other. Leaves nothing behind. Exit code: 0 everything found, 1 a link is missing (it is named, and what to look at next),
-    2 wrong usage, or the appliance cannot be reached.
+    Each signal is looked for on its own, then what leads from one to the other. Leaves nothing behind.
+
+    Exit code: 0 everything found, 1 a link is missing (it is named, and what to look at next), 2 wrong usage, or the
+    appliance cannot be reached.
     """
     console = Console(stderr=True, highlight=False)
     try:
@@ -562,7 +564,7 @@ def verify(
         with httpx.Client(base_url=target.url, verify=trust, headers=headers, timeout=10, trust_env=False) as client:
             verify_target.reach(client, target)
             run = Run(client, Grafana(client), target.password, count)
-            links = LINKS
+            links: tuple[Link, ...] = LINKS
             if recorded:
                 run.started, run.sent = recorded[0].started, recorded[1]
                 links = tuple(RECORDED if link.name == RECORDED.name else link for link in LINKS)

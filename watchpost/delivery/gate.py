@@ -119,7 +119,7 @@ def baseline_of(run: str, sent: Sequence[Sent]) -> Baseline:
 def compare(sent: Sequence[Sent], baseline: Baseline, slower_by: float) -> list[Check]:
     """Say of each operation whether it has become slower, and of all together whether more fail.
 
-    Slower is an operation when its median exceeds `slower_by` times the earlier one **and** chance hardly explains that:
+    Slower is an operation when its median exceeds `slower_by` times the earlier one and chance hardly explains that:
     a one-sided Mann-Whitney U test (Mann and Whitney 1947), which asks no shape of the latencies' distribution. More
     fail when Fisher's exact test, one-sided, says so. The level is FALSE_ALARMS, shared by all tests of a run
     (Bonferroni's correction), so that noise fails a build once in a thousand runs, at most.
@@ -175,7 +175,7 @@ def read_baseline(file: Path) -> Baseline:
 
 def gate(
     run: RunDirectory = RUN,
-    availability: Annotated[float, typer.Option(min=0, max=1, help="Least share of requests answered, not 5xx.")] = 0.99,
+    availability: Annotated[float, typer.Option(min=0, max=1, help="Least share answered, and not 5xx.")] = 0.99,
     p95: Annotated[float, typer.Option(min=0, help="Greatest P95 latency, milliseconds.")] = 500,
     error_rate: Annotated[float, typer.Option(min=0, max=1, help="Greatest share of unexpected answers.")] = 0.01,
     least: Annotated[int, typer.Option(min=1, help="Requests without which nothing is proven.")] = 100,
