@@ -187,7 +187,7 @@ def report(inventory: Inventory = "", run: RunDirectory = RUN) -> None:
         run.mkdir(parents=True, exist_ok=True)
         lacking = story.findings.lacking
         try:
-            target = verify_target.find(inventory)
+            target = verify_target.find(pipeline.settle_inventory(inventory, run))
             with httpx.Client(base_url=target.url, verify=target.trust(), timeout=15, trust_env=False) as client:
                 grafana = Grafana(client)
                 grafana.login(verify.USER, target.password)
