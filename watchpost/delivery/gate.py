@@ -41,7 +41,7 @@ class Check:
     @property
     def failure(self) -> str:
         """Say what is wrong; empty when nothing is."""
-        return "" if self.passed else f"{self.name} is {self.measured}, the limit is {self.limit} ({self.why})"
+        return "" if self.passed else f"{self.name} is {self.measured}, must be {self.limit} ({self.why})"
 
 
 @dataclass(frozen=True)

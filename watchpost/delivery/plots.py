@@ -11,7 +11,9 @@ import matplotlib
 matplotlib.use("svg")  # no display, no window
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from watchpost.ledger import Sent, percentile
 
@@ -37,6 +39,13 @@ def _axes() -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
+def _milliseconds(axis: Axis) -> None:
+    """Number an axis of latencies as people write them: 20, 50, 100."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(ScalarFormatter())
+    axis.set_minor_formatter(NullFormatter())
+
+
 def latency_over_time(sent: Sequence[Sent], p95_limit: float | None) -> str:
     """Draw each request at its moment, the errors apart, and the P95 of each tenth of the run (all in seconds)."""
     with matplotlib.rc_context(_STYLE):
@@ -60,6 +69,7 @@ def latency_over_time(sent: Sequence[Sent], p95_limit: float | None) -> str:
         if p95_limit:
             axes.axhline(1000 * p95_limit, c="C3", ls="--", lw=1, label="limit of P95")
         axes.set_yscale("log")
+        _milliseconds(axes.yaxis)
         axes.set_xlabel("seconds since the run began")
         axes.set_ylabel("latency, ms")
         axes.legend(loc="upper right", fontsize=7)
@@ -73,6 +83,7 @@ def latency_by_operation(sent: Sequence[Sent]) -> str:
         for operation in sorted({each.operation for each in sent}):
             axes.ecdf([1000 * each.seconds for each in sent if each.operation == operation], label=operation)
         axes.set_xscale("log")
+        _milliseconds(axes.xaxis)
         axes.set_xlabel("latency, ms")
         axes.set_ylabel("share answered")
         axes.legend(loc="lower right", fontsize=7)

@@ -89,9 +89,15 @@ def look(grafana: Grafana, run: Run | None, sent: list[Sent], exports: Path) -> 
     end = max((each.started + each.seconds for each in sent), default=time.time()) + 1
 
     def versions() -> None:
-        for labels, _ in grafana.instant('{__name__=~".+_build_info"}', time.time()):
-            component = labels.get("__name__", "").removesuffix("_build_info")
-            found.versions[component] = labels.get("version", "?")
+        found.versions["grafana"] = str(grafana.health().get("version", "?"))
+        # The engines say it in a metric of their own; what sends OTLP, as a resource attribute.
+        for labels, _ in grafana.instant(
+            '{__name__=~".+_build_info"} or target_info{service_version!=""}', time.time()
+        ):
+            name = labels.get("__name__", "")
+            sender = labels.get("job", "").rpartition("/")[2]
+            component = sender if name == "target_info" else name.removesuffix("_build_info")
+            found.versions[component] = labels.get("service_version") or labels.get("version", "?")
         if run and run.application:
             name, _, version = run.application.partition(" ")
             found.versions[name] = version
