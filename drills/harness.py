@@ -361,8 +361,9 @@ class Volume:
 
     def fill(self, mib_a_second: int) -> None:
         """Leave no byte free, and take so long for it as a disk does that is written to at this rate."""
-        step, filler = mib_a_second // 10, f"{self.path}/filler"
-        steps = self.free_kib() // 1024 // step
+        free, filler = self.free_kib() // 1024 - 1, f"{self.path}/filler"
+        step = min(free, mib_a_second // 10)
+        steps = free // step
         self.appliance.shell(
             f"for n in $(seq {steps}); do fallocate -l {step}M {filler}$n; sleep 0.1; done; "
             # What is left: the large blocks first, then the small ones.
