@@ -14,6 +14,7 @@ COMMANDS = {
     "packages": ("watchpost.packages", "command"),
     "verify": ("watchpost.verify", "verify"),
     "load": ("watchpost.load", "load"),
+    "alert": ("watchpost.alert", "alert"),
 }
 
 
