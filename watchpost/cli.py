@@ -15,6 +15,7 @@ COMMANDS = {
     "verify": ("watchpost.verify", "verify"),
     "load": ("watchpost.load", "load"),
     "dashboards": ("watchpost.dashboards.cli", "app"),
+    "alert": ("watchpost.alert", "alert"),
 }
 
 

@@ -18,6 +18,8 @@ import httpx
 
 #: Stable uids, as provisioned by the grafana role.
 PROMETHEUS, LOKI, TEMPO, ALERTMANAGER = "prometheus", "loki", "tempo", "alertmanager"
+#: Alertmanager's receivers that are no person's: for what nobody is told of, and the dead man's switch.
+NOBODY, HEARTBEAT = "nobody", "heartbeat"
 
 
 class AskError(Exception):
@@ -101,10 +103,30 @@ class Grafana:
 
     def alerts(self, name: str) -> list[dict[str, Any]]:
         """Return the alerts of a name that fire now, as Alertmanager holds them."""
-        answer = self.client.get(
-            f"{self.base}/api/datasources/proxy/uid/{ALERTMANAGER}/api/v2/alerts",
-            params={"filter": f'alertname="{name}"'},
-        )
+        return self._list(self.client.get(self._alertmanager("alerts"), params={"filter": f'alertname="{name}"'}))
+
+    def receivers(self) -> list[str]:
+        """Return the names of Alertmanager's receivers, NOBODY among them."""
+        return [str(receiver["name"]) for receiver in self._list(self.client.get(self._alertmanager("receivers")))]
+
+    def post_alerts(self, alerts: list[dict[str, Any]]) -> None:
+        """Hand alerts to Alertmanager, as Prometheus does."""
+        answer = self.client.post(self._alertmanager("alerts"), json=alerts)
+        if answer.status_code != 200:
+            raise AskError(ALERTMANAGER, f"HTTP {answer.status_code}, {_reason(None, answer.text)}")
+
+    def metrics(self, uid: str) -> str:
+        """Return a data source's own metrics, in Prometheus's text format."""
+        answer = self.client.get(f"{self.base}/api/datasources/proxy/uid/{uid}/metrics")
+        if answer.status_code != 200:
+            raise AskError(uid, f"HTTP {answer.status_code}, {_reason(None, answer.text)}")
+        return answer.text
+
+    def _alertmanager(self, path: str) -> str:
+        return f"{self.base}/api/datasources/proxy/uid/{ALERTMANAGER}/api/v2/{path}"
+
+    @staticmethod
+    def _list(answer: httpx.Response) -> list[dict[str, Any]]:
         content = answer.json() if _is_json(answer) else None
         if answer.status_code == 200 and isinstance(content, list):
             return content
