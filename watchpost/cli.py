@@ -22,6 +22,8 @@ COMMANDS = {
     "gate": ("watchpost.delivery.gate", "gate"),
     "report": ("watchpost.delivery.report", "report"),
     "pipeline": ("watchpost.delivery.pipeline", "pipeline"),
+    "dashboards": ("watchpost.dashboards.cli", "app"),
+    "alert": ("watchpost.alert", "alert"),
 }
 
 

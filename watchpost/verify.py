@@ -27,7 +27,7 @@ from watchpost import __version__, junit, verify_target
 from watchpost.ledger import LedgerError, Sent
 from watchpost.ledger import read as ledger_of
 from watchpost.options import Inventory, Json
-from watchpost.verify_grafana import ALERTMANAGER, LOKI, PROMETHEUS, TEMPO, AskError, Grafana, Span
+from watchpost.verify_grafana import ALERTMANAGER, HEARTBEAT, LOKI, NOBODY, PROMETHEUS, TEMPO, AskError, Grafana, Span
 from watchpost.verify_requests import exercise
 from watchpost.verify_target import TargetError
 
@@ -389,7 +389,10 @@ def alerts(run: Run) -> str:
     """The alert that always fires has come to Alertmanager, so that any other would."""
     if not run.grafana.alerts(_ALWAYS_FIRING):
         raise Missing(f"Alertmanager has no alert {_ALWAYS_FIRING}, which Prometheus sends once a minute")
-    return f"{_ALWAYS_FIRING} has reached Alertmanager"
+    told = [name for name in run.grafana.receivers() if name not in (NOBODY, HEARTBEAT)]
+    if not told:
+        run.notes.append("nobody is told of alerts, they are only shown: see alertmanager_receivers, docs/alerting.md")
+    return f"{_ALWAYS_FIRING} has reached Alertmanager, which tells {', '.join(told) or 'nobody'}"
 
 
 _ALWAYS_FIRING = "Watchdog"  # a rule of the prometheus role

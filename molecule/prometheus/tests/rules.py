@@ -25,7 +25,7 @@ def cases():
     return yaml.safe_load(CASES.read_text())
 
 
-def promtool_tests(directory, runbook_base="docs/runbooks"):
+def promtool_tests(directory, runbook_base):
     """What promtool is given: the cases, for the rules in a directory."""
     tests, known = cases(), alerts()
     tests["rule_files"] = [f"{directory}/*.yml"]
