@@ -9,8 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from watchpost.cli import command_line
+from watchpost.delivery import gate
 from watchpost.delivery.gate import baseline_of, compare
 from watchpost.ledger import Run, Sent
+from watchpost.slo import spec
 
 OPERATIONS = ("create", "list", "read", "edit", "delete")
 
@@ -74,6 +76,20 @@ def test_unexpected_answer_counts_as_an_error_though_the_service_was_available(t
 def test_limits_are_set_by_flags(tmp_path):
     assert run_gate(tmp_path, requests(errors=7), "--availability", "0.98", "--error-rate", "0.02")[0].exit_code == 0
     assert run_gate(tmp_path, requests(), "--p95", "10")[0].exit_code == 1
+
+
+def test_limits_are_those_of_the_objectives_if_no_flag_says_otherwise(tmp_path, monkeypatch):
+    slos = [
+        {"name": "fast", "service": "taskboard", "objective": 0.99, "latency": {"threshold": "250ms"}},
+        {"name": "up", "service": "taskboard", "objective": 0.95, "availability": {}},
+        {"name": "other", "service": "shop", "objective": 0.999, "availability": {}},
+    ]
+    monkeypatch.setattr(gate, "read_file", lambda: spec.read(slos))
+    assert gate.promised("taskboard") == (0.95, 0.25)
+    _, verdict = run_gate(tmp_path, requests(errors=12))
+    limits = {check["name"]: check["limit"] for check in verdict["checks"]}
+    assert limits["availability"] == "at least 95.000%" and limits["P95"] == "at most 250 ms"
+    assert gate.promised("nobody") == (None, None)
 
 
 def test_empty_run_is_no_good_run(tmp_path):
