@@ -69,27 +69,28 @@ def visit(browser, url):
     browser.get("about:blank")  # some vitals are known only when the page goes away
 
 
-@pytest.fixture(scope="session")
-def _made():
-    return {}
+#: The traffic of this run, once it is made.
+MADE: list[Traffic] = []
 
 
 @pytest.fixture(scope="module")
-def traffic(_made, browser, target):
+def traffic(request, target):
     """Real traffic, made once for all modules of a run."""
-    if "traffic" not in _made:
-        began = time.time()
-        visit(browser, target.url)
-        run = run_playbook(APPLICATION, taskboard_faults=FAULTS)
+    if not MADE:
+        MADE.append(make(request.getfixturevalue("browser"), target))
+    return MADE[0]
+
+
+def make(browser, target):
+    """Make it, with the faults switched on in between."""
+    made = Traffic(time.time())
+    visit(browser, target.url)
+    for faults, rounds in ((FAULTS, ROUNDS), ({}, 3)):
+        run = run_playbook(APPLICATION, taskboard_faults=faults)
         assert run.code == 0, run.output
         with httpx.Client(base_url=target.url, verify=target.trust(), timeout=30, trust_env=False) as client:
-            answers = requests(client)
-        run = run_playbook(APPLICATION)
-        assert run.code == 0, run.output
-        with httpx.Client(base_url=target.url, verify=target.trust(), timeout=30, trust_env=False) as client:
-            answers += requests(client, 3)
-        visit(browser, target.url)
-        assert any(answer.status_code == 500 for answer in answers), "the fault of errors was not met"
-        assert any(answer.elapsed.total_seconds() > 0.6 for answer in answers), "the fault of latency was not met"
-        _made["traffic"] = Traffic(began, answers)
-    return _made["traffic"]
+            made.answers += requests(client, rounds)
+    visit(browser, target.url)
+    assert any(answer.status_code == 500 for answer in made.answers), "the fault of errors was not met"
+    assert any(answer.elapsed.total_seconds() > 0.6 for answer in made.answers), "the fault of latency was not met"
+    return made
