@@ -13,7 +13,9 @@ COMMANDS = {
     "testhost": ("watchpost.testhost", "app"),
     "packages": ("watchpost.packages", "command"),
     "verify": ("watchpost.verify", "verify"),
+    "slo": ("watchpost.slo.cli", "app"),
     "load": ("watchpost.load", "load"),
+    "dashboards": ("watchpost.dashboards.cli", "app"),
     "alert": ("watchpost.alert", "alert"),
 }
 

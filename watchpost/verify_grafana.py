@@ -60,7 +60,7 @@ class Grafana:
 
     def health(self) -> dict[str, Any]:
         """Return what Grafana says of itself (`database`, `version`); needs no login."""
-        return self._object("grafana", self.client.get(f"{self.base}/api/health"))
+        return self.object_of("grafana", self.client.get(f"{self.base}/api/health"))
 
     def has_pages(self) -> bool:
         """Tell whether there is anything on the page to log in with; needs no login."""
@@ -79,7 +79,7 @@ class Grafana:
     def login(self, user: str, password: str) -> None:
         """Open a session; the cookie stays in the HTTP client."""
         answer = self.client.post(f"{self.base}/login", json={"user": user, "password": password})
-        self._object("grafana", answer)
+        self.object_of("grafana", answer)
 
     def trace(self, trace_id: str) -> list[Span]:
         """Return the spans that Tempo holds of a trace; none when it does not know it."""
@@ -89,7 +89,7 @@ class Grafana:
         )
         if answer.status_code == 404 and not _is_json(answer):
             return []  # Tempo's own 404; Grafana's, for a data source that it does not know, is JSON
-        return list(spans_of(self._object(TEMPO, answer)))
+        return list(spans_of(self.object_of(TEMPO, answer)))
 
     def logs(self, logql: str, start: float, end: float, limit: int = 5000) -> list[LogLine]:
         """Return the log lines that a LogQL query finds between two times (Unix seconds)."""
@@ -134,19 +134,22 @@ class Grafana:
 
     def proxied(self, uid: str, path: str, params: dict[str, Any]) -> dict[str, Any]:
         """Ask a data source in its own words, through Grafana's proxy."""
-        return self._object(uid, self.client.get(f"{self.base}/api/datasources/proxy/uid/{uid}/{path}", params=params))
+        return self.object_of(
+            uid, self.client.get(f"{self.base}/api/datasources/proxy/uid/{uid}/{path}", params=params)
+        )
 
     def _query(self, uid: str, query: dict[str, object], start: float, end: float) -> list[dict[str, Any]]:
         query |= {"refId": "A", "datasource": {"uid": uid, "type": uid}, "intervalMs": 1000, "maxDataPoints": 100}
         body = {"queries": [query], "from": str(int(start * 1000)), "to": str(int(end * 1000))}
-        content = self._object(uid, self.client.post(f"{self.base}/api/ds/query", json=body))
+        content = self.object_of(uid, self.client.post(f"{self.base}/api/ds/query", json=body))
         answer = content.get("results", {}).get("A", {})
         if answer.get("error"):
             raise AskError(uid, str(answer["error"]))
         return list(answer.get("frames") or [])
 
     @staticmethod
-    def _object(engine: str, answer: httpx.Response) -> dict[str, Any]:
+    def object_of(engine: str, answer: httpx.Response) -> dict[str, Any]:
+        """Return the JSON object of an answer; raise AskError, naming who was asked, for anything else."""
         content = answer.json() if _is_json(answer) else None
         if answer.status_code == 200 and isinstance(content, dict):
             return content
