@@ -240,6 +240,12 @@ class Appliance:
         with self.arguments("otel_collector", f"--config={path}"):
             yield
 
+    def collector_role(self, **variables: object) -> None:
+        """Run the Collector's role with these variables, and its defaults for all others."""
+        command = ["ansible-playbook", "-i", self.host.inventory, "drills/collector.yml", "-e", json.dumps(variables)]
+        done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+        assert not done.returncode, done.stdout + done.stderr
+
     @contextlib.contextmanager
     def load(
         self,
@@ -311,7 +317,7 @@ class Appliance:
         """Have a component's state lie on a small file system of its own for a while."""
         unit, volume = unit_name(component), Volume(self, f"/var/lib/watchpost/{component}")
         image = f"/var/tmp/drill-{component}.img"
-        make = f"truncate -s {mib}M {image}; mkfs.ext4 -q -m 0 {image}"
+        make = f"truncate -s {mib}M {image}; mkfs.ext4 -q -m 0 {image}"  # sparse: what is only claimed takes no room
         self.shell(f"set -e; {LOOP_DEVICES}; command -v mkfs.ext4 || apt-get install -qq e2fsprogs; {make}")
         try:
             mount = f"mount -o loop {image} {volume.path}; rmdir {volume.path}/lost+found"
@@ -353,10 +359,17 @@ class Volume:
     appliance: Appliance
     path: str
 
-    def fill(self) -> None:
-        """Leave no byte free."""
-        for block in ("64k", "512"):  # the large ones first, then what is left
-            self.appliance.shell(f"dd if=/dev/zero of={self.path}/filler{block} bs={block}", check=False)
+    def fill(self, mib_a_second: int) -> None:
+        """Leave no byte free, and take so long for it as a disk does that is written to at this rate."""
+        free, filler = self.free_kib() // 1024 - 1, f"{self.path}/filler"
+        step = min(free, mib_a_second // 10)
+        steps = free // step
+        self.appliance.shell(
+            f"for n in $(seq {steps}); do fallocate -l {step}M {filler}$n; sleep 0.1; done; "
+            # What is left: the large blocks first, then the small ones.
+            f"dd if=/dev/zero of={filler}-64k bs=64k; dd if=/dev/zero of={filler}-512 bs=512",
+            check=False,
+        )
 
     def free(self) -> None:
         """Give the space back."""

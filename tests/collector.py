@@ -35,7 +35,7 @@ def settings(**changed: Any) -> dict[str, Any]:
     """What the plugin gets from the role, with some variables changed."""
     variables = yaml.safe_load((PROJECT / "group_vars/all/redaction.yml").read_text())
     internal = yaml.safe_load((ROLE / "vars/main.yml").read_text())
-    names = {"harmless", "ids", "known_keys", "numberless_keys", "address_keys", "url_keys", "sql_keys"}
+    names = {"ids", "known_keys", "address_keys", "url_keys", "sql_keys"}
     lists = {name: internal[f"__otel_collector_redaction_{name}"] for name in names}
     assert set(internal["__otel_collector_redaction"]) == names | set(variables), "the role hands over something else"
     return variables | lists | changed

@@ -254,10 +254,31 @@ def test_store_over_its_budget_keeps_less_and_takes_data_as_before(host, ask, se
     assert host.check_output(f"cat {state}/tempo/overrides.yml {state}/loki/overrides.yml") == ""
 
 
-def test_keeper_of_the_disk_is_sandboxed_and_runs_again(host):
-    report = host.check_output("systemd-analyze security --no-pager watchpost-retention.service")
-    assert float(report.rsplit("exposure level for watchpost-retention.service: ", 1)[1].split()[0]) <= 2.5
+def test_store_whose_disk_is_nearly_full_is_stopped_until_there_is_room(host):
+    """The disk is as it is; the guard is told to want more of it free, and then as much as before."""
+    path, unit = "/etc/watchpost/disk_guard.json", unit_name("loki")
+    before = host.file(path).content_string
+    settings = json.loads(before)
+    settings["stores"]["loki"]["least"] = 2**60
+
+    def guard(text):
+        host.check_output("printf %%s %s > %s && systemctl restart watchpost-disk-guard", text, path)
+
+    try:
+        guard(json.dumps(settings))
+        wait_for(lambda: not host.service(unit).is_running)
+        assert host.service(unit_name("tempo")).is_running
+    finally:
+        guard(before)
+    wait_for(lambda: host.service(unit).is_running)
+
+
+def test_keepers_of_the_disk_are_sandboxed_and_run_again(host):
+    for unit in ("watchpost-retention.service", "watchpost-disk-guard.service"):
+        report = host.check_output("systemd-analyze security --no-pager %s", unit)
+        assert float(report.rsplit(f"exposure level for {unit}: ", 1)[1].split()[0]) <= 2.5
     assert host.service("watchpost-retention.timer").is_running
+    assert host.service("watchpost-disk-guard.service").is_running
 
 
 def test_share_that_is_none_is_refused(site):

@@ -17,6 +17,28 @@ JOINED = 600
 
 Settings = Mapping[str, Any]
 
+# What a text may look like and yet need no further look: most do. Go matches such a pattern in one pass, because it is
+# anchored and the next character always says how to go on; that is what makes redaction affordable.
+_BETWEEN = r"[ \-.(/)]*"
+#: Up to five digits, or a version.
+_NUMBER = r"[0-9]{1,5}(?:\.(?:[0-9]{1,3}(?:\.(?:[0-9]{1,3}(?:\.0?)?)?)?)?)?"
+#: What parts two numbers that are not one telephone number. ":" only in times and in ports behind a number.
+_NUMBERS = rf"(?:{_NUMBER}(?:[ \-(/)]{_BETWEEN})?)?"
+_TIMES = rf"(?:{_NUMBER}(?::{_NUMBER})*(?:[ \-(/)]{_BETWEEN})?)?"
+#: In SQL, "=" and a placeholder: "id = ?", or "id = $1" that became "id = $?".
+_PLACEHOLDER = r"= ?\$?\?"
+#: ":" only in times, ports behind a number, and "://": anywhere else a secret may follow, as in password:123.
+_NO_SIGN = r"(?:[^0-9@=:%](?:://)?|[0-9](?::[0-9])?)*"
+_NEITHER = rf"(?:[^0-9+ \-.(/)@=:%](?:://)?{_BETWEEN}{_TIMES})*"
+HARMLESS = {
+    "numbers": rf"^{_BETWEEN}{_NUMBERS}(?:[^0-9+ \-.(/)]{_BETWEEN}{_NUMBERS})*$",
+    "signs": rf"^{_NO_SIGN}(?:{_PLACEHOLDER}(?:[ ),;]{_NO_SIGN})?)*$",
+    # Neither numbers nor signs, so that one look does for both.
+    "both": rf"^{_BETWEEN}{_TIMES}{_NEITHER}(?:{_PLACEHOLDER}(?:[ ),;]{_BETWEEN}{_TIMES}{_NEITHER})?)*$",
+    # Names and messages that pass this are not looked at any further, not even for what is looked for in all values.
+    "plain": r"^[^0-9@=:%+-]*$",
+}
+
 _IPV4 = r"((?:[1-9]?\d|1[013-9]\d|12[0-689]|2[0-4]\d|25[0-5])\.\d{1,3}\.\d{1,3}\.)\d{1,3}\b"
 _GROUP = "[0-9a-fA-F]{1,4}"
 _IPV6 = (
@@ -41,7 +63,7 @@ def processors(settings: Settings) -> dict[str, list[str]]:
         return {"traces": [], "logs": [], "metrics": []}
     extra = ["redaction/extra"] if settings["watchpost_redaction_extra_rules"] else []
     return {
-        signal: [f"transform/redact_{signal}", "redaction/names", *extra, "redaction/signs", "redaction/numbers"]
+        signal: [f"transform/redact_{signal}", "redaction/names", *extra, "redaction/values"]
         for signal in ("traces", "logs", "metrics")
     }
 
@@ -61,15 +83,11 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "redaction/extra": _redactor(
             settings, blocked_values=[rule["pattern"] for rule in settings["watchpost_redaction_extra_rules"]]
         ),
-        **{
-            f"redaction/{search}": _redactor(
-                settings,
-                ignored_keys=settings["numberless_keys"] if search == "numbers" else [],
-                allowed_values=[settings["harmless"][search], *settings["ids"]],
-                blocked_values=_joined(_patterns(settings, search)),
-            )
-            for search in ("signs", "numbers")
-        },
+        "redaction/values": _redactor(
+            settings,
+            allowed_values=[HARMLESS["both"], *settings["ids"]],
+            blocked_values=[*_joined(_patterns(settings, "signs")), *_joined(_patterns(settings, "numbers"))],
+        ),
         **{
             f"transform/redact_{signal}": {"error_mode": "silent", key: list(getattr(groups, signal)())}
             for signal, key in transform.items()
@@ -132,15 +150,15 @@ class _Groups:
     def logs(self) -> Iterator[dict[str, Any]]:
         yield from self._scope_and_resource()
         yield from self._hashed("log")
+        cuts = {"numbers": CUT_ADDRESS[:1], "signs": (*CUT_ADDRESS[1:], *CUT_URL[:1], *CUT_URLS_IN_TEXT)}
         yield _group(
             "log",
-            [f"IsString(log.body) and {self._suspicious('log.body', 'numbers')}"],
-            _replace("log.body", CUT_ADDRESS[:1]),
-        )
-        yield _group(
-            "log",
-            [f"IsString(log.body) and {self._suspicious('log.body', 'signs')}"],
-            _replace("log.body", (*CUT_ADDRESS[1:], *CUT_URL[:1], *CUT_URLS_IN_TEXT)),
+            [f"IsString(log.body) and {self._suspicious('log.body', 'both')}"],
+            [
+                f"{statement} where {self._suspicious('log.body', search)}"
+                for search, replacements in cuts.items()
+                for statement in _replace("log.body", replacements)
+            ],
         )
         yield from self._text("log", "log.severity_text", "log.event_name")
 
@@ -182,7 +200,7 @@ class _Groups:
 
     def _text(self, context: str, *fields: str) -> Iterator[dict[str, Any]]:
         """Apply every rule to fields that no redaction processor looks at; most of them are empty or plain words."""
-        plain = json.dumps(self.settings["harmless"]["plain"])
+        plain = json.dumps(HARMLESS["plain"])
         yield _group(
             context,
             [f"not IsMatch({field}, {plain})" for field in fields],
@@ -203,7 +221,7 @@ class _Groups:
         return [f"{statement} where {where}" if where else statement for statement in statements]
 
     def _suspicious(self, field: str, search: str) -> str:
-        harmless = [self.settings["harmless"][search]] if search != "always" else []
+        harmless = [HARMLESS[search]] if search != "always" else []
         return " and ".join(f"not IsMatch({field}, {json.dumps(p)})" for p in [*harmless, *_allowed(self.settings)])
 
 
