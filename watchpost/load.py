@@ -24,15 +24,20 @@ from watchpost.verify_grafana import AskError, Grafana
 from watchpost.verify_target import Target, TargetError
 
 
-def ingest_client(target: Target, certificate: Path | None = None) -> httpx.Client:
-    """Return a client of the OTLP/HTTP endpoint: it shows the token, or the certificate in a directory."""
+def ingest_client(target: Target, certificate: Path | None = None, source: str | None = None) -> httpx.Client:
+    """Return a client of the OTLP/HTTP endpoint: it shows the token, or the certificate in a directory.
+
+    `source` is the address of this machine from which it connects; the kernel's choice by default.
+    """
     trust = target.trust()
     headers = {}
     if certificate:
         trust.load_cert_chain(certificate / "tls.crt", certificate / "tls.key")
     else:
         headers["Authorization"] = f"Bearer {target.token}"
-    return httpx.Client(base_url=target.ingest, verify=trust, headers=headers, timeout=30, trust_env=False)
+    any_number = httpx.Limits(max_connections=None)
+    transport = httpx.HTTPTransport(verify=trust, limits=any_number, trust_env=False, local_address=source)
+    return httpx.Client(base_url=target.ingest, transport=transport, headers=headers, timeout=30, trust_env=False)
 
 
 def logged_in(client: httpx.Client, target: Target) -> Grafana:
