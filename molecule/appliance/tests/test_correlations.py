@@ -9,7 +9,7 @@ import json
 import re
 import secrets
 import time
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 import pytest
 from conftest import wait_until
@@ -215,7 +215,8 @@ def links(panel):
 
 def clicked(panel, answers):
     """What the first series has to fill a panel's links with: its labels, and a table's columns made of them."""
-    labels = next((labels for answer in answers for labels, _ in answer.series()), {})
+    # The one with the most labels: a request to an unknown address has no route, and its link would say nothing.
+    labels = max((labels for answer in answers for labels, _ in answer.series()), key=len, default={})
     names = next(
         (t["options"]["renameByName"] for t in panel.get("transformations") or [] if t["id"] == "organize"), {}
     )
@@ -233,7 +234,9 @@ def test_data_links_lead_to_dashboards_that_know_what_was_clicked(grafana, faile
         answers = look.panel(panel, values)
         labels, row = clicked(panel, answers)
         for link in links(panel) if labels else []:
-            url = re.sub(r"\$\{(\w+):queryparam\}", lambda found: f"var-{found[1]}={values[found[1]]}", link["url"])
+            url = re.sub(
+                r"\$\{(\w+):queryparam\}", lambda found: f"var-{found[1]}={quote(values[found[1]])}", link["url"]
+            )
             url = re.sub(r"\$\{__field\.labels\.(\w+)\}", lambda found: labels.get(found[1], ""), url)  # noqa: B023 - used at once
             url = re.sub(r"\$\{__data\.fields\.(\w+)\}", lambda found: row[found[1]], url)  # noqa: B023 - used at once
             address = urlsplit(fill(url.replace("${__url_time_range}", ""), values))
@@ -242,7 +245,7 @@ def test_data_links_lead_to_dashboards_that_know_what_was_clicked(grafana, faile
             chosen = look.first_values(there) | given
             for variable in there["templating"]["list"]:
                 value = given.get(variable["name"])
-                if variable["type"] == "textbox" or value in (None, "", ".*"):
+                if variable["type"] == "textbox" or value in (None, "", variable.get("allValue")):
                     continue
                 key = (there["uid"], variable["name"], chosen.get("service"))
                 if key not in offered:

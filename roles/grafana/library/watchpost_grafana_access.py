@@ -81,10 +81,17 @@ class Api:
 class Access:
     """Who may do what in one Grafana."""
 
-    def __init__(self, p: dict[str, Any], api: Api, check: bool) -> None:
+    def __init__(self, p: dict[str, Any], check: bool) -> None:
         """Take the module's parameters; with `check` nothing is changed."""
-        self.p, self.api, self.check = p, api, check
+        self.p, self.check = p, check
         self.actions: list[str] = []
+
+    def all(self) -> None:
+        """Bring everything to what is wanted. Raises Refused; OSError when Grafana, or the CA's file, is not there."""
+        self.api = Api(self.p["url"], self.p["ca"], self.p["admin_password"])
+        self.users()
+        self.teams()
+        self.service_accounts()
 
     def act(self, what: str, method: str, path: str, body: dict[str, Any] | None = None) -> Any:  # noqa: ANN401
         """Do one thing, or only say so."""
@@ -185,11 +192,9 @@ def main() -> None:
         supports_check_mode=True,
     )
     p = module.params
-    access = Access(p, Api(p["url"], p["ca"], p["admin_password"]), module.check_mode)
+    access = Access(p, module.check_mode)
     try:
-        access.users()
-        access.teams()
-        access.service_accounts()
+        access.all()
     except OSError as error:
         if not module.check_mode:
             module.fail_json(msg=f"{p['url']} does not answer: {error}", actions=access.actions)
