@@ -33,7 +33,14 @@ def test_alert_is_shown_to_fire_and_to_keep_quiet(name):
 def test_alert_on_an_objective_says_whom_it_concerns_and_where_to_look(name):
     alert = SLO_ALERTS[name]
     assert set(alert["labels"]) == {"severity", "slo", "service"} and alert["labels"]["severity"] in ("page", "ticket")
-    assert set(alert["annotations"]) == {"summary", "description", "budget_left", "dashboard"}
+    assert set(alert["annotations"]) - {"traceql"} == {"summary", "description", "budget_left", "dashboard"}
+
+
+def test_examples_of_slow_answers_are_slow_traces_and_those_of_failed_ones_are_left_to_the_messages():
+    alerts = [rule for group in rules.slo_groups() for rule in group["rules"] if "alert" in rule]
+    examples = {rule["labels"]["slo"]: rule["annotations"].get("traceql") for rule in alerts}
+    assert examples["tasks-available"] is None
+    assert examples["tasks-fast"] == '{ resource.service.name = "taskboard" && duration > 500ms }'
 
 
 def test_every_alert_has_a_runbook_and_every_runbook_an_alert():

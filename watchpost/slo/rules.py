@@ -311,6 +311,7 @@ class _Rules:
                     "description": f"{what} {self._told()}",
                     "budget_left": self._value("slo:budget_left:ratio", "humanizePercentage"),
                     "dashboard": self.dashboard,
+                    **self._examples(),
                 },
             }
         sli = self.slo.sli
@@ -326,8 +327,16 @@ class _Rules:
                     "description": f"{what} {self._told()}",
                     "budget_left": self._value("slo:budget_left:ratio", "humanizePercentage"),
                     "dashboard": self.dashboard,
+                    **self._examples(),
                 },
             }
+
+    def _examples(self) -> dict[str, str]:
+        """Say in TraceQL which traces are examples, where they are others than the failed ones of the service."""
+        if not isinstance(sli := self.slo.sli, Latency):
+            return {}
+        service = json.dumps(self.slo.service, ensure_ascii=False)
+        return {"traceql": f"{{ resource.service.name = {service} && duration > {sli.threshold * 1000:g}ms }}"}
 
     def _told(self) -> str:
         left = self._value("slo:budget_left:ratio", "humanizePercentage")

@@ -9,6 +9,9 @@ from urllib.parse import urlencode
 import pytest
 from conftest import ENDPOINTS, PKI, unit_name
 from otlp import JSON, Probe
+from test_browser import grafana, target  # noqa: F401 - fixtures
+
+from watchpost.dashboards.run import Reader
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "prometheus/tests"))
 import rules
@@ -23,6 +26,7 @@ COMES_LATER = {
     "loki_discarded_samples_total": "with the first line that Loki throws away",
     "loki_request_duration_seconds_count": "with the first request that Loki answers with an error",
     "prometheus_http_requests_total": "with the first request that Prometheus answers with an error",
+    "watchpost_client_held_back_bytes_total": "with the first client that is held back",
     "tempo_discarded_spans_total": "with the first span that Tempo throws away",
     "node_timex_offset_seconds": "on a host with a clock of its own: a container may not ask for it",
     "node_timex_sync_status": "on a host with a clock of its own: a container may not ask for it",
@@ -117,8 +121,8 @@ def test_no_exception_is_made_for_what_no_rule_reads(read_by_rules):
     assert all(any(matcher in selector for selector in read_by_rules) for matcher in COMES_LATER_BY_MATCHER)
 
 
-def test_service_that_ends_again_and_again_is_told_to_alertmanager(host, ask):
-    """The whole way of an alert, from the fault to Alertmanager."""
+def test_service_that_ends_again_and_again_is_told_to_alertmanager(host, ask, grafana):  # noqa: F811 - a fixture
+    """The whole way of an alert, from the fault to Alertmanager, and to the page where a person looks first."""
     unit = unit_name("tempo")
     for _ in range(5):
         before = host.check_output("systemctl show --property=NRestarts --value %s", unit)
@@ -139,3 +143,6 @@ def test_service_that_ends_again_and_again_is_told_to_alertmanager(host, ask):
     public = host.ansible.get_variables()["ansible_host"]
     assert found[0]["annotations"]["runbook_url"] == f"https://{public}/runbooks/ServiceRestarting.md"
     assert unit in found[0]["annotations"]["summary"]
+    look = Reader(grafana, time.time() - 600, time.time())
+    (panel,) = [p for p in look.dashboard("watchpost-start")["panels"] if p["title"] == "What fires"]
+    assert "ServiceRestarting" in json.dumps([answer.frames for answer in look.panel(panel, {})])
