@@ -191,6 +191,7 @@ def test_slow_requests_alert_after_five_minutes_and_say_how_slow_they_are(progra
             "at the last hour's rate it is gone in 0s.",
             "budget_left": "-250.2%",
             "dashboard": "https://watch.example.org/grafana/d/watchpost-slo?var-slo=fast",
+            "traceql": '{ resource.service.name = "shop" && duration > 500ms }',
         },
     }
     cases = [
