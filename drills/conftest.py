@@ -17,12 +17,18 @@ def pytest_addoption(parser):
     parser.addoption("--seed", type=int, default=None, help="of the random moments; default: a new one, printed")
     parser.addoption("--outage", type=float, default=600, help="seconds that one engine is down")
     parser.addoption("--values", type=int, default=1_000_000, help="distinct label values that one client sends")
+    parser.addoption("--deliveries", type=int, default=10, help="times that a good release is delivered in a row")
 
 
 def pytest_configure(config):
     if config.option.seed is None:
         config.option.seed = random.SystemRandom().randrange(10**6)
     config.stash[OUTCOMES] = []
+
+
+def pytest_collection_modifyitems(items):
+    """Have the million label values come last: until they are old enough to leave Prometheus, it starts slowly."""
+    items.sort(key=lambda item: "values" in item.fixturenames)
 
 
 def pytest_report_header(config):
@@ -48,6 +54,12 @@ def drill(request, appliance):
 def outage(request):
     """Seconds that one engine is down."""
     return request.config.option.outage
+
+
+@pytest.fixture
+def deliveries(request):
+    """How often a good release is delivered in a row."""
+    return request.config.option.deliveries
 
 
 @pytest.fixture

@@ -189,9 +189,9 @@ class Appliance:
         units = " ".join(unit_name(one) for one in components)
         return self.breaking(f"systemctl kill --signal=KILL {units}", *components)
 
-    def kill_and_leave(self, component: str) -> float:
-        """Kill a component and do not wait; return when (Unix seconds)."""
-        return float(self.shell(f"date +%s.%N; systemctl kill --signal=KILL {unit_name(component)}"))
+    def kill_and_leave(self, component: str) -> None:
+        """Kill a component and do not wait."""
+        self.shell(f"systemctl kill --signal=KILL {unit_name(component)}")
 
     def wait_until_ready(self, *components: str, deadline: float = 90) -> float:
         """Wait until components, all of them by default, are ready; return for how many seconds."""
@@ -241,6 +241,12 @@ class Appliance:
         self.shell(f"printf %s {shlex.quote(json.dumps(overlay))} >{path} && chmod 644 {path}")
         with self.arguments("otel_collector", f"--config={path}"):
             yield
+
+    def collector_role(self, **variables: object) -> None:
+        """Run the Collector's role with these variables, and its defaults for all others."""
+        command = ["ansible-playbook", "-i", self.host.inventory, "drills/collector.yml", "-e", json.dumps(variables)]
+        done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+        assert not done.returncode, done.stdout + done.stderr
 
     @contextlib.contextmanager
     def load(
@@ -356,20 +362,27 @@ class Appliance:
         return now // 1024, peak // 1024
 
     @contextlib.contextmanager
-    def small_volume(self, component: str, mib: int) -> Iterator["Volume"]:
-        """Have a component's state lie on a small file system of its own for a while."""
-        unit, volume = unit_name(component), Volume(self, f"/var/lib/watchpost/{component}")
-        image = f"/var/tmp/drill-{component}.img"
-        make = f"truncate -s {mib}M {image}; mkfs.ext4 -q -m 0 {image}"
+    def small_volume(self, *components: str, mib: int) -> Iterator["Volume"]:
+        """Have the state of components lie on a small file system, one for all of them, for a while."""
+        units = " ".join(unit_name(one) for one in components)
+        volume, image = Volume(self, "/run/drill-volume"), "/var/tmp/drill-volume.img"
+        states = {f"/var/lib/watchpost/{one}": f"{volume.path}/{one}" for one in components}
+        make = f"truncate -s {mib}M {image}; mkfs.ext4 -q -m 0 {image}"  # sparse: what is only claimed takes no room
         self.shell(f"set -e; {LOOP_DEVICES}; command -v mkfs.ext4 || apt-get install -qq e2fsprogs; {make}")
         try:
-            mount = f"mount -o loop {image} {volume.path}; rmdir {volume.path}/lost+found"
-            self.shell(f"set -e; systemctl stop {unit}; {mount}; systemctl start {unit}")
-            self.wait_until_ready(component)
+            mount = f"mkdir -p {volume.path}; mount -o loop {image} {volume.path}"
+            binds = "; ".join(
+                f"mkdir {place}; chown --reference={state} {place}; chmod --reference={state} {place}; "
+                f"mount --bind {place} {state}"
+                for state, place in states.items()
+            )
+            self.shell(f"set -e; systemctl stop {units}; {mount}; {binds}; systemctl start {units}")
+            self.wait_until_ready(*components)
             yield volume
         finally:
-            self.shell(f"systemctl stop {unit}; umount {volume.path}; rm -f {image}")
-            self.restart(component)
+            self.shell(f"systemctl stop {units}; umount {' '.join(states)} {volume.path}; rm -f {image}", check=False)
+            self.shell(f"systemctl start {units}")
+            self.wait_until_ready(*components)
 
 
 @dataclass
@@ -439,10 +452,17 @@ class Volume:
     appliance: Appliance
     path: str
 
-    def fill(self) -> None:
-        """Leave no byte free."""
-        for block in ("64k", "512"):  # the large ones first, then what is left
-            self.appliance.shell(f"dd if=/dev/zero of={self.path}/filler{block} bs={block}", check=False)
+    def fill(self, mib_a_second: int) -> None:
+        """Leave no byte free, and take so long for it as a disk does that is written to at this rate."""
+        free, filler = self.free_kib() // 1024 - 1, f"{self.path}/filler"
+        step = min(free, mib_a_second // 10)
+        steps = free // step
+        self.appliance.shell(
+            f"for n in $(seq {steps}); do fallocate -l {step}M {filler}$n; sleep 0.1; done; "
+            # What is left: the large blocks first, then the small ones.
+            f"dd if=/dev/zero of={filler}-64k bs=64k; dd if=/dev/zero of={filler}-512 bs=512",
+            check=False,
+        )
 
     def free(self) -> None:
         """Give the space back."""

@@ -10,7 +10,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "molecule/promet
 import rules
 
 ALERTS = rules.alerts()
-RECORDS = sorted({rule["record"] for rule in rules.rules() if "record" in rule})
+SLO_ALERTS = rules.slo_alerts()  # when they fire: test_slo_rules.py
+SLO_RULES = [rule for group in rules.slo_groups() for rule in group["rules"]]
+RECORDS = sorted({rule["record"] for rule in [*rules.rules(), *SLO_RULES] if "record" in rule})
 CASES = [case for test in rules.cases()["tests"] for case in test["alert_rule_test"]]
 SECTIONS = ["Symptom", "What it means", "How to check", "How to mend"]
 
@@ -27,11 +29,25 @@ def test_alert_is_shown_to_fire_and_to_keep_quiet(name):
     assert outcomes == ({True} if name == "Watchdog" else {True, False})
 
 
+@pytest.mark.parametrize("name", SLO_ALERTS)
+def test_alert_on_an_objective_says_whom_it_concerns_and_where_to_look(name):
+    alert = SLO_ALERTS[name]
+    assert set(alert["labels"]) == {"severity", "slo", "service"} and alert["labels"]["severity"] in ("page", "ticket")
+    assert set(alert["annotations"]) - {"traceql"} == {"summary", "description", "budget_left", "dashboard"}
+
+
+def test_examples_of_slow_answers_are_slow_traces_and_those_of_failed_ones_are_left_to_the_messages():
+    alerts = [rule for group in rules.slo_groups() for rule in group["rules"] if "alert" in rule]
+    examples = {rule["labels"]["slo"]: rule["annotations"].get("traceql") for rule in alerts}
+    assert examples["tasks-available"] is None
+    assert examples["tasks-fast"] == '{ resource.service.name = "taskboard" && duration > 500ms }'
+
+
 def test_every_alert_has_a_runbook_and_every_runbook_an_alert():
-    assert {page.stem for page in rules.RUNBOOKS.glob("*.md")} == set(ALERTS)
+    assert {page.stem for page in rules.RUNBOOKS.glob("*.md")} == {*ALERTS, *SLO_ALERTS}
 
 
-@pytest.mark.parametrize("name", ALERTS)
+@pytest.mark.parametrize("name", [*ALERTS, *SLO_ALERTS])
 def test_runbook_says_all_that_one_needs(name):
     text = (rules.RUNBOOKS / f"{name}.md").read_text()
     assert re.findall(r"^#+ (.*)", text, re.MULTILINE) == [name, *SECTIONS]
@@ -46,5 +62,7 @@ def test_recording_rule_is_named_level_metric_operation(name):
 
 
 def test_no_rule_is_written_twice():
-    recorded = [(rule.get("record"), str(rule.get("labels"))) for rule in rules.rules() if "record" in rule]
+    recorded = [
+        (rule.get("record"), str(rule.get("labels"))) for rule in [*rules.rules(), *SLO_RULES] if "record" in rule
+    ]
     assert len(set(recorded)) == len(recorded)

@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 
 from watchpost import verify, verify_target
 from watchpost.cli import command_line
+from watchpost.ledger import Sent
 from watchpost.verify import LINKS, Missing, Run, State, follow, judge_trace, risen
 from watchpost.verify_grafana import Grafana, Span, lines_of, spans_of
-from watchpost.verify_requests import Sent
 
 PASSWORD = "the-password"
 
@@ -86,6 +86,9 @@ class Appliance:
             if "alertmanager" in self.broken:
                 return httpx.Response(502, text="")
             return httpx.Response(200, json=[] if "alerts" in self.broken else [{"labels": {"alertname": "Watchdog"}}])
+        if path == "/api/datasources/proxy/uid/alertmanager/api/v2/receivers":
+            told = [] if "receivers" in self.broken else ["team"]
+            return httpx.Response(200, json=[{"name": name} for name in ("heartbeat", "nobody", *told)])
         if path == "/api/ds/query":
             queries = json.loads(request.content)["queries"]
             return self.query(queries[0]) if queries else httpx.Response(400, json={"message": "No queries found"})
@@ -432,6 +435,13 @@ def test_a_grafana_without_pages_is_noted_and_no_failure(command):
     assert "Note: Grafana was built from source: its API works, its pages are not in it" in done.stdout
     assert "Note:" not in command(Appliance()).stdout
     assert len(json.loads(command(Appliance(broken={"pages"}), "--json").stdout)["notes"]) == 1
+
+
+def test_alerts_that_nobody_is_told_of_are_noted_and_no_fault(command):
+    answer = command(Appliance(broken={"receivers"}))
+    assert answer.exit_code == 0
+    assert "Note: nobody is told of alerts" in answer.stdout
+    assert "Note:" not in command(Appliance()).stdout
 
 
 def test_the_password_is_never_printed(command):

@@ -18,6 +18,8 @@ import httpx
 
 #: Stable uids, as provisioned by the grafana role.
 PROMETHEUS, LOKI, TEMPO, ALERTMANAGER = "prometheus", "loki", "tempo", "alertmanager"
+#: Alertmanager's receivers that are no person's: for what nobody is told of, and the dead man's switch.
+NOBODY, HEARTBEAT = "nobody", "heartbeat"
 
 
 class AskError(Exception):
@@ -58,7 +60,7 @@ class Grafana:
 
     def health(self) -> dict[str, Any]:
         """Return what Grafana says of itself (`database`, `version`); needs no login."""
-        return self._object("grafana", self.client.get(f"{self.base}/api/health"))
+        return self.object_of("grafana", self.client.get(f"{self.base}/api/health"))
 
     def has_pages(self) -> bool:
         """Tell whether there is anything on the page to log in with; needs no login."""
@@ -77,7 +79,7 @@ class Grafana:
     def login(self, user: str, password: str) -> None:
         """Open a session; the cookie stays in the HTTP client."""
         answer = self.client.post(f"{self.base}/login", json={"user": user, "password": password})
-        self._object("grafana", answer)
+        self.object_of("grafana", answer)
 
     def trace(self, trace_id: str) -> list[Span]:
         """Return the spans that Tempo holds of a trace; none when it does not know it."""
@@ -87,7 +89,7 @@ class Grafana:
         )
         if answer.status_code == 404 and not _is_json(answer):
             return []  # Tempo's own 404; Grafana's, for a data source that it does not know, is JSON
-        return list(spans_of(self._object(TEMPO, answer)))
+        return list(spans_of(self.object_of(TEMPO, answer)))
 
     def logs(self, logql: str, start: float, end: float, limit: int = 5000) -> list[LogLine]:
         """Return the log lines that a LogQL query finds between two times (Unix seconds)."""
@@ -99,32 +101,72 @@ class Grafana:
         query = {"expr": promql, "instant": True, "range": False, "format": "time_series"}
         return [series for frame in self._query(PROMETHEUS, query, at - 300, at) for series in series_of(frame)]
 
+    def range(
+        self, promql: str, start: float, end: float, step: int
+    ) -> list[tuple[dict[str, str], list[tuple[float, float]]]]:
+        """Return labels and points (Unix seconds, value) of each series of a PromQL query, one each `step` seconds."""
+        query = {"expr": promql, "instant": False, "range": True, "format": "time_series", "interval": f"{step}s"}
+        return [series for frame in self._query(PROMETHEUS, query, start, end) for series in points_of(frame)]
+
+    def dashboards(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Return uid and model of each dashboard."""
+        answer = self.client.get(f"{self.base}/api/search", params={"type": "dash-db", "limit": 5000})
+        for found in self._list("grafana", answer):
+            model = self.object_of("grafana", self.client.get(f"{self.base}/api/dashboards/uid/{found['uid']}"))
+            yield found["uid"], model["dashboard"]
+
     def alerts(self, name: str) -> list[dict[str, Any]]:
         """Return the alerts of a name that fire now, as Alertmanager holds them."""
-        answer = self.client.get(
-            f"{self.base}/api/datasources/proxy/uid/{ALERTMANAGER}/api/v2/alerts",
-            params={"filter": f'alertname="{name}"'},
+        return self._list(
+            ALERTMANAGER, self.client.get(self._alertmanager("alerts"), params={"filter": f'alertname="{name}"'})
         )
+
+    def receivers(self) -> list[str]:
+        """Return the names of Alertmanager's receivers, NOBODY among them."""
+        answer = self.client.get(self._alertmanager("receivers"))
+        return [str(receiver["name"]) for receiver in self._list(ALERTMANAGER, answer)]
+
+    def post_alerts(self, alerts: list[dict[str, Any]]) -> None:
+        """Hand alerts to Alertmanager, as Prometheus does."""
+        answer = self.client.post(self._alertmanager("alerts"), json=alerts)
+        if answer.status_code != 200:
+            raise AskError(ALERTMANAGER, f"HTTP {answer.status_code}, {_reason(None, answer.text)}")
+
+    def metrics(self, uid: str) -> str:
+        """Return a data source's own metrics, in Prometheus's text format."""
+        answer = self.client.get(f"{self.base}/api/datasources/proxy/uid/{uid}/metrics")
+        if answer.status_code != 200:
+            raise AskError(uid, f"HTTP {answer.status_code}, {_reason(None, answer.text)}")
+        return answer.text
+
+    def _alertmanager(self, path: str) -> str:
+        return f"{self.base}/api/datasources/proxy/uid/{ALERTMANAGER}/api/v2/{path}"
+
+    @staticmethod
+    def _list(engine: str, answer: httpx.Response) -> list[dict[str, Any]]:
         content = answer.json() if _is_json(answer) else None
         if answer.status_code == 200 and isinstance(content, list):
             return content
-        raise AskError(ALERTMANAGER, f"HTTP {answer.status_code}, {_reason(content, answer.text)}")
+        raise AskError(engine, f"HTTP {answer.status_code}, {_reason(content, answer.text)}")
 
     def proxied(self, uid: str, path: str, params: dict[str, Any]) -> dict[str, Any]:
         """Ask a data source in its own words, through Grafana's proxy."""
-        return self._object(uid, self.client.get(f"{self.base}/api/datasources/proxy/uid/{uid}/{path}", params=params))
+        return self.object_of(
+            uid, self.client.get(f"{self.base}/api/datasources/proxy/uid/{uid}/{path}", params=params)
+        )
 
     def _query(self, uid: str, query: dict[str, object], start: float, end: float) -> list[dict[str, Any]]:
-        query |= {"refId": "A", "datasource": {"uid": uid, "type": uid}, "intervalMs": 1000, "maxDataPoints": 100}
+        query |= {"refId": "A", "datasource": {"uid": uid, "type": uid}, "intervalMs": 1000, "maxDataPoints": 1000}
         body = {"queries": [query], "from": str(int(start * 1000)), "to": str(int(end * 1000))}
-        content = self._object(uid, self.client.post(f"{self.base}/api/ds/query", json=body))
+        content = self.object_of(uid, self.client.post(f"{self.base}/api/ds/query", json=body))
         answer = content.get("results", {}).get("A", {})
         if answer.get("error"):
             raise AskError(uid, str(answer["error"]))
         return list(answer.get("frames") or [])
 
     @staticmethod
-    def _object(engine: str, answer: httpx.Response) -> dict[str, Any]:
+    def object_of(engine: str, answer: httpx.Response) -> dict[str, Any]:
+        """Return the JSON object of an answer; raise AskError, naming who was asked, for anything else."""
         content = answer.json() if _is_json(answer) else None
         if answer.status_code == 200 and isinstance(content, dict):
             return content
@@ -202,6 +244,15 @@ def series_of(frame: dict[str, Any]) -> Iterator[tuple[dict[str, str], float]]:
     for field, values in zip(frame["schema"]["fields"], frame["data"]["values"], strict=True):
         if field["name"] != "Time" and values and values[-1] is not None:
             yield dict(field.get("labels") or {}), float(values[-1])
+
+
+def points_of(frame: dict[str, Any]) -> Iterator[tuple[dict[str, str], list[tuple[float, float]]]]:
+    """Read the series of a range query's data frame: labels, and points of Unix seconds and value."""
+    times = next(iter(_columns(frame).values()), [])
+    for field, values in zip(frame["schema"]["fields"], frame["data"]["values"], strict=True):
+        if field["name"] != "Time":
+            points = [(at / 1000, float(value)) for at, value in zip(times, values, strict=True) if value is not None]
+            yield dict(field.get("labels") or {}), points
 
 
 def _columns(frame: dict[str, Any]) -> dict[str, list[Any]]:

@@ -7,7 +7,7 @@ from collections import Counter
 
 import httpx
 import pytest
-from conftest import PKI
+from conftest import PKI, PROJECT
 from otlp import JSON, Probe
 
 
@@ -47,6 +47,14 @@ def test_front_door_is_verified_with_the_ca_and_hardened(client):
     assert answer.headers["strict-transport-security"].startswith("max-age=31536000")
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["server"] == "nginx", "without a version"
+
+
+def test_runbook_of_each_alert_is_shown(client):
+    for page in (PROJECT / "docs/runbooks").glob("*.md"):
+        answer = client.get(f"/runbooks/{page.name}")
+        assert (answer.status_code, answer.text) == (200, page.read_text())
+        assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert client.get("/runbooks/../nginx.conf").status_code == client.get("/runbooks/NoSuch.md").status_code == 404
 
 
 @pytest.mark.parametrize(("version", "spoken"), [("TLSv1_1", False), ("TLSv1_2", True), ("TLSv1_3", True)])

@@ -4,8 +4,12 @@ from pathlib import Path
 
 import yaml
 
+from watchpost.slo import rules as slo_rules
+from watchpost.slo import spec
+
 PROJECT = Path(__file__).resolve().parents[3]
 FILES = sorted((PROJECT / "roles/prometheus/files/rules").glob("*.yml"))
+SLOS = PROJECT / "group_vars/all/slo.yml"
 RUNBOOKS = PROJECT / "docs/runbooks"
 CASES = Path(__file__).with_name("rules_test.yml")
 
@@ -20,12 +24,22 @@ def alerts():
     return {rule["alert"]: rule for rule in rules() if "alert" in rule}
 
 
+def slo_groups(public_url="https://localhost"):
+    """The groups of rules that the objectives of group_vars/all/slo.yml become."""
+    return slo_rules.rule_groups(spec.read(yaml.safe_load(SLOS.read_text())["watchpost_slos"]), public_url)
+
+
+def slo_alerts():
+    """The alerting rules of the objectives by name; of several objectives the last."""
+    return {rule["alert"]: rule for group in slo_groups() for rule in group["rules"] if "alert" in rule}
+
+
 def cases():
     """The tests of the rules, as they are written."""
     return yaml.safe_load(CASES.read_text())
 
 
-def promtool_tests(directory, runbook_base="docs/runbooks"):
+def promtool_tests(directory, runbook_base):
     """What promtool is given: the cases, for the rules in a directory."""
     tests, known = cases(), alerts()
     tests["rule_files"] = [f"{directory}/*.yml"]

@@ -69,7 +69,9 @@ def test_watchdog_reaches_alertmanager(ask):
 
 def test_rules_do_as_they_should(host):
     test = host.check_output("mktemp")
-    host.check_output("printf %%s %s > %s", rules.promtool_tests("/etc/watchpost/prometheus/current/rules"), test)
+    runbooks = f"https://{host.ansible.get_variables()['ansible_host']}/runbooks"
+    cases = rules.promtool_tests("/etc/watchpost/prometheus/current/rules", runbooks)
+    host.check_output("printf %%s %s > %s", cases, test)
     done = host.run("%s test rules %s", PROMTOOL, test)
     assert done.rc == 0, done.stdout + done.stderr
 

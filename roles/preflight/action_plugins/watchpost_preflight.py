@@ -35,13 +35,15 @@ MAY_BE_ZERO = (
     "preflight_min_memory_mb",
     "prometheus_out_of_order_hours",
 )
-# Where all data lies, and what may fill it: component -> variable, MiB of one of its units.
+# Where all data lies, and what may fill it: variable -> MiB of one of its units, components of which one must be here.
 DATA = "/var/lib/watchpost"
 BUDGETS = {
-    "tempo": ("tempo_retention_gib", 1024),
-    "loki": ("loki_retention_gib", 1024),
-    "prometheus": ("prometheus_retention_gib", 1024),
-    "otel_collector": ("otel_collector_queue_mib", 3),  # a queue for each signal
+    "tempo_retention_gib": (1024, ["tempo"]),
+    "loki_retention_gib": (1024, ["loki"]),
+    "prometheus_retention_gib": (1024, ["prometheus"]),
+    "otel_collector_queue_mib": (3, ["otel_collector"]),  # a queue for each signal
+    # Must stay free beside that: a store is stopped below this, and started again at twice as much.
+    "retention_least_free_mib": (2, ["tempo", "loki", "prometheus"]),
 }
 # What had another name in an earlier version.
 RENAMED = {"gateway_allowed_origins": "gateway_pages"}
@@ -162,7 +164,7 @@ class ActionModule(ActionBase):
         for directory, needed in args["min_disk_mb"].items():
             if found["free_mb"][directory] < needed:
                 yield f"{directory} has {found['free_mb'][directory]} MiB free; preflight_min_disk_mb demands {needed}"
-        budgets = {name: self._value(name) for name, _ in BUDGETS.values()}
+        budgets = {name: self._value(name) for name in BUDGETS}
         yield from budget_problems(budgets, components, found["data_mb"])
         offset = max(began - found["clock"], found["clock"] - ended)
         if offset > args["max_clock_offset"]:
@@ -194,8 +196,8 @@ def budget_problems(values: Mapping[str, Any], components: list[str], room_mb: i
     """Check that all that may be kept on this host fits onto its disk."""
     wanted = {
         name: values[name] * mib
-        for component, (name, mib) in BUDGETS.items()
-        if component in components and isinstance(values[name], int)
+        for name, (mib, stores) in BUDGETS.items()
+        if not set(components).isdisjoint(stores) and isinstance(values[name], int)
     }
     if sum(wanted.values()) > room_mb:
         sums = ", ".join(f"{name} {mib} MiB" for name, mib in wanted.items())

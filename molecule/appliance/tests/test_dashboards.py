@@ -1,0 +1,100 @@
+"""Every panel and variable of every dashboard, asked through Grafana as its pages ask, with real traffic behind it.
+
+The traffic is made once: requests that succeed, fail and take long by the task manager's faults, and a page that
+reports as a browser does. What is empty when all is well is named here, with what fills it.
+"""
+
+import time
+
+import pytest
+from conftest import wait_until
+from test_browser import browser, grafana, target  # noqa: F401 - fixtures
+from traffic import traffic  # noqa: F401 - a fixture
+
+from watchpost.dashboards import pages
+from watchpost.dashboards.run import Reader
+
+UIDS = [page.uid for page in pages()]
+#: (dashboard, panel) -> when it has something to show.
+EMPTY_WHEN_WELL = {
+    ("watchpost-start", "What fires"): "with an alert: see test_rules.py, where one fires and is shown",
+    ("watchpost-appliance", "Share of the traces that is kept"): "with sampling, which is off by default",
+}
+#: Single queries of a panel that has others, by their letters.
+EMPTY_QUERIES = {
+    ("watchpost-appliance", "Used of each store's budget", "B"): "once Prometheus has written a block, after two hours",
+}
+#: Seconds until what was sent is in every panel: a batch, a scrape, two evaluations of the rules.
+VISIBLE = 150
+
+
+def panels(dashboard):
+    return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+
+
+@pytest.fixture
+def reader(grafana, traffic):  # noqa: F811 - fixtures
+    return lambda: Reader(grafana, traffic.began - 60, time.time())
+
+
+def empty(reader, uid):
+    """What a dashboard asks and gets no answer to: panel's title and query's letter."""
+    look = reader()
+    dashboard = look.dashboard(uid)
+    values = look.first_values(dashboard)
+    for panel in panels(dashboard):
+        title = panel["title"]
+        if (uid, title) in EMPTY_WHEN_WELL:
+            look.panel(panel, values)  # it must be a question that is understood
+            continue
+        for letter, answer in zip("ABCDEFGHIJ", look.panel(panel, values), strict=False):
+            if not answer and (uid, title, letter) not in EMPTY_QUERIES:
+                yield title, letter
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_every_panel_shows_something(reader, uid):
+    last = []
+
+    def nothing_missing():
+        last[:] = list(empty(reader, uid))
+        return not last
+
+    try:
+        wait_until(nothing_missing, VISIBLE)
+    except AssertionError:
+        raise AssertionError(f"{uid}: nothing in {last}") from None
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_every_variable_offers_something(reader, uid):
+    look = reader()
+    dashboard = look.dashboard(uid)
+    values = look.first_values(dashboard)
+    for variable in dashboard["templating"]["list"]:
+        if variable["type"] != "textbox":
+            assert look.choices(variable, values), variable["name"]
+
+
+def test_exceptions_are_of_panels_that_there_are(reader):
+    titles = {(uid, panel["title"]) for uid in UIDS for panel in panels(reader().dashboard(uid))}
+    assert set(EMPTY_WHEN_WELL) | {key[:2] for key in EMPTY_QUERIES} <= titles
+
+
+def test_misspelt_query_is_found_out(reader):
+    """Otherwise the tests above would prove nothing."""
+    look = reader()
+    dashboard = look.dashboard("watchpost-service")
+    panel = panels(dashboard)[0]
+    panel["targets"][0]["expr"] = panel["targets"][0]["expr"].replace("http_server", "http_sever")
+    (answer,) = look.panel(panel, look.first_values(dashboard))
+    assert not answer
+
+
+def test_dashboards_are_read_only_and_say_so(grafana, traffic):  # noqa: F811 - fixtures
+    for uid in UIDS:
+        found = grafana.client.get(f"{grafana.base}/api/dashboards/uid/{uid}").json()
+        assert found["meta"]["provisioned"] and found["meta"]["folderTitle"] == "Watchpost"
+        changed = {"dashboard": found["dashboard"] | {"title": "Mine"}, "overwrite": True}
+        answer = grafana.client.post(f"{grafana.base}/api/dashboards/db", json=changed)
+        assert answer.status_code == 400 and "provisioned" in answer.text, answer.text

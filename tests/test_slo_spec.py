@@ -1,0 +1,252 @@
+"""Objectives that cannot be meant are refused, each wrong field by name; those of OpenSLO are taken over as a whole."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import promtool
+import pytest
+import yaml
+
+from watchpost.slo import openslo, rules, spec
+
+PROJECT = Path(__file__).resolve().parent.parent
+DEFAULTS = yaml.safe_load((PROJECT / "group_vars/all/slo.yml").read_text())
+SOUND = {"name": "sound", "service": "shop", "objective": 0.99, "availability": {}}
+FAST = {"name": "fast", "service": "shop", "objective": 0.99, "latency": {"threshold": "500ms"}}
+RATIO = {"name": "ratio", "service": "shop", "objective": 0.99}
+
+
+def problems(*slos, time_scale=1):
+    with pytest.raises(spec.SpecError) as refusal:
+        spec.read(list(slos), time_scale)
+    return refusal.value.problems
+
+
+def without(slo, field):
+    return {name: value for name, value in slo.items() if name != field}
+
+
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        (SOUND | {"objective": 1.2}, "objective: 1.2 is not below 1"),
+        (SOUND | {"objective": 1}, "objective: 1 is not below 1"),
+        (SOUND | {"objective": 0}, "objective: 0 is not above 0"),
+        (SOUND | {"objective": "many"}, "objective: 'many' is not a number"),
+        (SOUND | {"name": "Not Good"}, "name: Not Good is not a name of small letters, digits and dashes"),
+        (SOUND | {"service": ""}, "service: '' is not a name"),
+        (SOUND | {"window": "3d"}, "window: 3d is not between 7d and 366d"),
+        (SOUND | {"window": "36h"}, "window: 36h is not a number of whole days or weeks"),
+        (SOUND | {"window": "a month"}, "window: a month is no length of time, such as 500ms, 2.5s or 30d"),
+        (SOUND | {"min_bad_events": 0}, "min_bad_events: 0 is below 1"),
+        (SOUND | {"objectve": 0.9}, "objectve: is not a field here; did you mean objective?"),
+        (without(SOUND, "objective"), "objective: is missing"),
+        (without(SOUND, "availability"), "has no indicator; it must have exactly one of availability, latency, ratio"),
+        (SOUND | {"latency": FAST["latency"]}, "has availability and latency; it must have exactly one"),
+        (SOUND | {"availability": {"of": "clicks"}}, "availability.of: clicks is not 'requests' or 'spans'"),
+        (SOUND | {"availability": {"were": ""}}, "availability.were: is not a field here; did you mean where?"),
+        (SOUND | {"availability": {"where": "route=/"}}, "availability.where: route=/ is not a list of matchers"),
+        (SOUND | {"availability": {"bad": 'a="1"} or b{c="2"'}}, "is not a list of matchers of labels"),
+        (FAST | {"latency": {"threshold": "600ms"}}, "600ms is not the upper bound of a bucket; nearest are 500ms"),
+        (FAST | {"latency": {"threshold": "1m"}}, "60s is not the upper bound of a bucket; nearest is 10s"),
+        (FAST | {"latency": {"threshold": 500}}, "latency.threshold: 500 is no length of time"),
+        (FAST | {"latency": {}}, "latency.threshold: is missing"),
+        (RATIO | {"ratio": {"total": "sum(rate(x[$window]))"}}, "ratio: has either good or bad, beside total"),
+        (RATIO | {"ratio": {"good": "x", "total": "y"}}, "ratio.good: x has no [$window]"),
+        (RATIO | {"ratio": {"bad": "rate(x[$window]) + rate(y[5m])", "total": "rate(x[$window])"}}, "the range [5m]"),
+        (RATIO | {"ratio": {"bad": "increase(x[$window])", "total": "rate(x[$window])"}}, "uses increase(), where"),
+        ("sound", "'sound' is not a mapping of fields"),
+    ],
+)  # fmt: skip
+def test_wrong_field_is_named(wrong, says):
+    found = problems(SOUND | {"name": "other"}, wrong)
+    assert any(problem.startswith("watchpost_slos[1]") and says in problem for problem in found), found
+
+
+def test_all_that_is_wrong_is_named_at_once():
+    found = problems(SOUND | {"objective": 2}, FAST | {"window": "1d"})
+    assert [problem.split(":")[0] for problem in found] == ["watchpost_slos[0].objective", "watchpost_slos[1].window"]
+
+
+def test_two_objectives_may_not_have_one_name():
+    assert problems(SOUND, FAST, SOUND) == ["watchpost_slos[2].name: sound is the name of watchpost_slos[0] too"]
+
+
+@pytest.mark.parametrize(
+    "scale, says", [(0.5, "0.5 is below 1"), (100, "100 is above 60"), ("x", "'x' is not a number")]
+)
+def test_clock_of_drills_has_bounds(scale, says):
+    assert problems(SOUND, time_scale=scale) == [f"watchpost_slo_time_scale: {says}"]
+
+
+def test_objective_that_outlives_the_metrics_is_refused():
+    objectives = spec.read([SOUND, SOUND | {"name": "long", "window": "90d", "objective": 0.999}])
+    [problem] = rules.problems(objectives, 35)
+    assert problem.startswith("prometheus_retention_days is 35, but watchpost_slos[1] (long) counts over 90 days")
+    assert rules.problems(objectives, 90) == []
+
+
+def test_objective_that_no_outage_would_page_for_is_refused():
+    [problem] = rules.problems(spec.read([SOUND | {"objective": 0.8}]), 35)
+    assert "spares so many bad events that not even a whole outage would page; it must be above 0.8333" in problem
+    assert rules.problems(spec.read([SOUND | {"objective": 0.84}]), 35) == []
+
+
+def test_pair_that_could_never_fire_is_left_out():
+    [group] = rules.rule_groups(spec.read([SOUND | {"objective": 0.9}]))
+    [page] = [rule["expr"] for rule in group["rules"] if rule.get("alert") == "SloBurnFast"]
+    assert "ratio6h" in page and "ratio1h" not in page, "a burn rate of 14.4 is 144 % of the events"
+
+
+@pytest.mark.parametrize(
+    "window, rates", [("30d", [14.4, 6, 3, 1]), ("4w", [13.44, 5.6, 2.8, 1]), ("7d", [3.36, 1.4, 1, 1])]
+)
+def test_burn_rates_follow_from_the_window(window, rates):
+    slo = spec.read([SOUND | {"window": window}]).slos[0]
+    assert [pair.rate(slo.window) for pairs in rules.burns(slo).values() for pair in pairs] == rates
+
+
+def test_drills_clock_shortens_every_window_and_delay():
+    [group] = rules.rule_groups(spec.read([FAST], 20))
+    [alert] = [rule for rule in group["rules"] if rule.get("alert") == "SloLatencyHigh"]
+    by_name = {rule["record"]: rule["expr"] for rule in group["rules"] if "record" in rule}
+    assert group["interval"] == "1s" and alert["for"] == "15s"
+    assert by_name["slo:sli_total:rate1h"].count("[3m]") == 1
+    assert "[36h]" in by_name["slo:sli_total:rate30d"]
+
+
+def test_rules_of_every_kind_are_sound_for_prometheus(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("rules")
+    slos = [
+        *DEFAULTS["watchpost_slos"],
+        SOUND | {"service": 'quoted "name" \\ ü'},
+        FAST | {"latency": {"of": "spans", "threshold": "1s", "where": 'span_kind="SPAN_KIND_SERVER"'}, "window": "7d"},
+        RATIO | {"ratio": {"bad": "rate(failed_total[$window])", "total": "rate(all_total[$window])"}},
+        RATIO | {"name": "other", "ratio": {"good": "rate(a[$window])", "total": "rate(b[$window])"}},
+    ]
+    for scale in (1, 7):
+        (directory / "rules.yml").write_text(yaml.safe_dump({"groups": rules.rule_groups(spec.read(slos, scale))}))
+        said = promtool.run(promtool.program(directory), "check", "rules", "--lint-fatal", directory / "rules.yml")
+        assert "SUCCESS" in said and "FAILED" not in said, said
+
+
+# --- OpenSLO
+
+INDICATOR = {
+    "ratioMetric": {
+        "counter": True,
+        "good": {"metricSource": {"type": "Prometheus", "spec": {"query": 'sum(done_total{code!="500"})'}}},
+        "total": {"metricSource": {"type": "Prometheus", "spec": {"query": "done_total"}}},
+    }
+}
+THEIRS = {
+    "apiVersion": "openslo/v1",
+    "kind": "SLO",
+    "metadata": {"name": "jobs-done", "displayName": "Jobs", "labels": {"team": "a"}},
+    "spec": {
+        "service": "jobs",
+        "description": "Jobs are not done.",
+        "indicator": {"metadata": {"name": "done"}, "spec": INDICATOR},
+        "timeWindow": [{"duration": "4w", "isRolling": True}],
+        "budgetingMethod": "Occurrences",
+        "objectives": [{"displayName": "Good", "target": 0.995}],
+    },
+}
+OURS = {
+    "name": "jobs-done",
+    "service": "jobs",
+    "objective": 0.995,
+    "window": "4w",
+    "impact": "Jobs are not done.",
+    "ratio": {"good": 'sum(rate(done_total{code!="500"}[$window]))', "total": "sum(rate(done_total[$window]))"},
+}
+
+
+def theirs(**changed):
+    return THEIRS | {"spec": THEIRS["spec"] | changed}
+
+
+def with_query(query, counter=True):
+    source = {"metricSource": {"type": "Prometheus", "spec": {"query": query}}}
+    ratio = {"counter": counter, "good": source, "total": source}
+    return theirs(indicator={"spec": {"ratioMetric": ratio}})
+
+
+def test_objective_of_openslo_is_taken_over():
+    assert openslo.convert(yaml.safe_dump(THEIRS)) == [OURS]
+    spec.read([OURS])
+
+
+def test_indicator_by_name_and_objects_that_only_describe_are_understood():
+    sli = {"apiVersion": "openslo/v1", "kind": "SLI", "metadata": {"name": "done"}, "spec": INDICATOR}
+    service = {"apiVersion": "openslo/v1", "kind": "Service", "metadata": {"name": "jobs"}, "spec": {}}
+    slo = theirs(indicatorRef="done", objectives=[{"targetPercent": 99.5}])
+    del slo["spec"]["indicator"]
+    assert openslo.convert(yaml.safe_dump_all([service, sli, slo])) == [OURS]
+
+
+@pytest.mark.parametrize(
+    "query, counter, ours",
+    [
+        ("sum(rate(done_total[5m]))", True, "sum(rate(done_total[$window]))"),
+        ("sum(rate(done_total[{{.window}}]))", False, "sum(rate(done_total[$window]))"),
+        ('sum by (x) (increase(done_total{a="[b]"}[1h]))', False, None),
+        ("sum(increase(done_total[1h]))", False, "sum(rate(done_total[$window]))"),
+        ("done_total", False, None),
+        ("sum(done_total) - sum(failed_total)", True, None),
+        ("max_over_time(rate(x[5m])[1h:1m])", True, None),
+    ],
+)
+def test_query_is_one_over_the_window_or_refused(query, counter, ours):
+    text = yaml.safe_dump(with_query(query, counter))
+    if ours:
+        assert openslo.convert(text)[0]["ratio"]["total"] == ours
+    else:
+        with pytest.raises(spec.SpecError, match=r"ratioMetric.total.metricSource.spec.query: .* is neither"):
+            openslo.convert(text)
+
+
+@pytest.mark.parametrize(
+    "slo, says",
+    [
+        (theirs(budgetingMethod="Timeslices"), "spec.budgetingMethod: Timeslices is not taken over, only Occurrences"),
+        (theirs(alertPolicies=["page"]), "spec.alertPolicies: cannot be taken over"),
+        (theirs(composite={"a": 1}), "spec.composite: cannot be taken over"),
+        (theirs(timeWindow=[{"duration": "1w", "isRolling": False}]), "spec.timeWindow: only one window with"),
+        (theirs(timeWindow=[{"duration": "1M", "isRolling": True}]), "timeWindow[0].duration: 1M is not in"),
+        (theirs(objectives=[{"target": 0.9}, {"target": 0.99}]), "spec.objectives: 2 of them; exactly one"),
+        (theirs(objectives=[{"target": 0.9, "op": "lte", "value": 5}]), "spec.objectives[0].op: cannot be taken over"),
+        (theirs(indicator={"spec": {"thresholdMetric": {}}}), "indicator.spec.thresholdMetric: cannot be taken"),
+        (theirs(indicatorRef="gone"), "spec.indicatorRef: the file holds no SLI gone"),
+        (THEIRS | {"apiVersion": "openslo/v1alpha"}, "is not of openslo/v1"),
+        (THEIRS | {"kind": "AlertPolicy"}, "AlertPolicy jobs-done: is not taken over"),
+        ({"apiVersion": "openslo/v1", "kind": "Service", "metadata": {"name": "x"}}, "the file holds no SLO"),
+    ],
+)  # fmt: skip
+def test_what_would_be_lost_is_refused_by_name(slo, says):
+    with pytest.raises(spec.SpecError) as refusal:
+        openslo.convert(yaml.safe_dump(slo))
+    assert says in str(refusal.value)
+
+
+# --- the command line
+
+
+def watchpost(*arguments):
+    command = [sys.executable, "-m", "watchpost", "slo", *map(str, arguments)]
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+
+
+def test_what_is_imported_can_be_checked(tmp_path):
+    (tmp_path / "theirs.yml").write_text(yaml.safe_dump(THEIRS))
+    (tmp_path / "ours.yml").write_text(watchpost("import", tmp_path / "theirs.yml").stdout)
+    done = watchpost("check", tmp_path / "ours.yml")
+    assert done.returncode == 0 and "page    when over 6.72% are bad for 1h and 5m (13.44 times)" in done.stdout, done
+
+
+def test_check_names_what_is_wrong_and_fails(tmp_path):
+    (tmp_path / "slo.yml").write_text(yaml.safe_dump({"watchpost_slos": [SOUND | {"objective": 1.2}]}))
+    done = watchpost("check", tmp_path / "slo.yml")
+    assert done.returncode == 1
+    assert done.stderr == "watchpost slo: watchpost_slos[0].objective: 1.2 is not below 1\n"

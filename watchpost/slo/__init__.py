@@ -1,0 +1,1 @@
+"""Service level objectives: read from one file, turned into Prometheus's rules."""

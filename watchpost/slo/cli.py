@@ -1,0 +1,135 @@
+"""`watchpost slo`: check objectives, show their rules, take over those of others."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from watchpost.slo import openslo, rules, spec
+
+PROJECT = Path(__file__).resolve().parent.parent.parent
+FILE = PROJECT / "group_vars/all/slo.yml"
+
+app = typer.Typer(
+    help="""Service level objectives: which share of a service's events must be good.
+
+They stand in [bold]group_vars/all/slo.yml[/bold], or under watchpost_slos in your inventory, each in a few lines:
+
+    - name: checkout-fast        # the label slo of all that comes of it
+      service: checkout          # service.name of its telemetry
+      objective: 0.99            # 99 % of the events must be good …
+      window: 30d                # … over the last 30 days
+      latency: {threshold: 500ms}
+
+[bold]What is good[/bold]
+  availability: {}                        requests that were not answered with 5xx
+  latency: {threshold: 500ms}             requests that took no longer
+  ratio: {good: QUERY, total: QUERY}      whatever you can count, as sum(rate(jobs_done_total[$window]))
+  The first two also take of: spans (what the Collector counts of any service's spans), and where: 'http_route="/pay"'.
+
+`check` says what is wrong with them, `rules` shows what Prometheus gets, `import` translates OpenSLO. They take
+effect with the next run of site.yml. docs/slo.md explains every formula.
+""",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+
+File = Annotated[Path, typer.Argument(help="A YAML file with watchpost_slos.", show_default="group_vars/all/slo.yml")]
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except (spec.SpecError, OSError, yaml.YAMLError) as error:
+        sys.stderr.write(f"watchpost slo: {error}\n")
+        raise typer.Exit(1) from error
+
+
+def read_file(file: Path = FILE) -> spec.Objectives:
+    """Read the objectives of a file. Raises spec.SpecError, OSError or yaml.YAMLError."""
+    found: Any = yaml.safe_load(file.read_text())
+    if not isinstance(found, dict) or spec.VARIABLES["slos"] not in found:
+        raise spec.SpecError([f"{file} has no {spec.VARIABLES['slos']}"])
+    return spec.read(found[spec.VARIABLES["slos"]], found.get(spec.VARIABLES["time_scale"], 1))
+
+
+@app.command()
+def check(
+    file: File = FILE,
+    retention_days: Annotated[float, typer.Option(help="How long Prometheus keeps metrics.")] = 35,
+) -> None:
+    """Say what is wrong with objectives, field by field; or, when nothing is, what each comes to.
+
+    Exits with 1 when something is wrong. Whether Prometheus accepts the queries of a `ratio`, its own checker says
+    during the run of site.yml, before they go live.
+    """
+    with _told():
+        objectives = read_file(file)
+        if found := rules.problems(objectives, retention_days):
+            raise spec.SpecError(found)
+    if objectives.time_scale != 1:
+        print(f"For a drill: all windows are {objectives.time_scale:g} times as short.")
+    for slo in objectives.slos:
+        minutes = slo.budget * slo.window * 24 * 60
+        print(
+            f"{slo.name}: {slo.objective:.6%} of {slo.service}'s events are good over {slo.window} days".replace(
+                "0000%", "%"
+            )
+        )
+        print(f"  budget  {slo.budget:.4%} of the events; if none is good, it is gone in {minutes:.0f} minutes")
+        for severity, pairs in rules.burns(slo).items():
+            for pair in pairs:
+                rate = pair.rate(slo.window)
+                share = f"{rate * slo.budget:.2%}"
+                print(f"  {severity:7} when over {share} are bad for {pair.long} and {pair.short} ({rate:g} times)")
+
+
+@app.command("rules")
+def show_rules(
+    file: File = FILE,
+    public_url: Annotated[str, typer.Option(help="Where people reach the appliance, for links.")] = "https://localhost",
+    as_json: Annotated[bool, typer.Option("--json", help="JSON in the place of YAML.")] = False,
+) -> None:
+    """Print the recording and alerting rules of objectives: a rule file for any Prometheus.
+
+        watchpost slo rules > slo.yml && promtool check rules slo.yml
+
+    A run of site.yml does the same, adds each alert's runbook_url, and has promtool check it before it goes live.
+    """
+    with _told():
+        groups = {"groups": rules.rule_groups(read_file(file), public_url)}
+    print(json.dumps(groups) if as_json else yaml.dump(groups, Dumper=_Plain, sort_keys=False, width=1000), end="")
+
+
+@app.command("import")
+def import_file(
+    file: Annotated[Path, typer.Argument(help="YAML with one or more objects of OpenSLO v1.")],
+) -> None:
+    """Print the objectives of an OpenSLO v1 file in Watchpost's own form.
+
+    Taken over: SLO with ratioMetric of Prometheus queries (its SLI inline or in the same file), budgetingMethod
+    Occurrences, one rolling window of days or weeks, one objective with target or targetPercent. Whatever else
+    stands in the file, and would mean something, is refused by name: nothing is dropped silently.
+
+        watchpost slo import theirs.yml >> inventory/my-vm/group_vars/watchpost.yml
+    """
+    with _told():
+        objectives = openslo.convert(file.read_text())
+        spec.read(objectives)
+    print(yaml.dump({spec.VARIABLES["slos"]: objectives}, Dumper=_Plain, sort_keys=False, width=1000), end="")
+
+
+class _Plain(yaml.SafeDumper):
+    """YAML without anchors: what is the same twice is written twice."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        """Never use an alias."""
+        return True
