@@ -176,6 +176,18 @@ def test_full_queue_refuses_and_the_sender_may_come_again(host, send):
     wait_for(lambda: send(Probe().log("room again"), "logs").status == 200)
 
 
+@pytest.mark.parametrize("convention", ["deployment.environment.name", "deployment.environment"])
+def test_log_line_is_found_by_its_environment_and_its_level(send, ask, convention):
+    service = f"probe-{secrets.token_hex(4)}"
+    resource = {"attributes": [*attributes(service__name=service), *attributes(**{convention: "test"})]}
+    record = {"severityText": "ERROR", "severityNumber": 17, "body": {"stringValue": "it broke"}}
+    body = json.dumps({"resourceLogs": [{"resource": resource, "scopeLogs": [{"logRecords": [record]}]}]})
+    assert send(body, "logs").status == 200
+    names = f'service_name="{service}", deployment_environment="test", deployment_environment_name="test"'
+    query = urlencode({"query": f'{{{names}}} | level="error"', "since": "1h"})
+    wait_for(lambda: ask("loki", "http", f"/loki/api/v1/query_range?{query}").json["data"]["result"])
+
+
 #: Runs on the host: packs far more than a request may have, and sends it several times at once.
 BOMB = """
 import gzip, http.client, io, ssl, sys, threading
