@@ -110,12 +110,13 @@ class Test:
             self._post(timedelta(0))
 
     def _post(self, ends_in: timedelta) -> None:
-        ends = datetime.now(UTC) + ends_in
+        now = datetime.now(UTC)
+        times = {"startsAt": now.isoformat(), "endsAt": (now + ends_in).isoformat()}
         annotations = {
             "summary": "This is a test of alerting; nothing is wrong.",
             "description": "None: somebody has run `watchpost alert` to see who is told.",
         }
-        alert: dict[str, Any] = {"labels": self.labels, "annotations": annotations, "endsAt": ends.isoformat()}
+        alert: dict[str, Any] = {"labels": self.labels, "annotations": annotations, **times}
         self.grafana.post_alerts([alert])
 
     def _receivers(self, deadline: float) -> list[str]:
