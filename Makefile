@@ -9,7 +9,7 @@ JOBS := $(strip $(JOBS))
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv up down test lint unit molecule drills bench lock
+.PHONY: help venv up down test lint unit molecule drills pipeline bench lock
 
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export PATH := $(VIRTUAL_ENV)/bin:$(PATH)
@@ -49,6 +49,7 @@ lint: $(VENV)  ## Style, types and safety of Python, TypeScript, YAML, roles and
 	$(call step,Front end,cd app/frontend && npm ci --silent --ignore-scripts --no-audit --no-fund --prefer-offline && npm run --silent lint && npm test --silent)
 
 unit: $(VENV)  ## Unit tests
+	$(call step,Debian packages of the unit tests,$(WATCHPOST) packages "unit tests")
 	$(call step,Unit tests,pytest --quiet)
 
 molecule: $(VENV)  ## All Molecule scenarios, JOBS (3) at a time; SCENARIO=x for one
@@ -62,6 +63,11 @@ drills: $(VENV)  ## Break the appliance under load and look for all that it had 
 	@trap '$(WATCHPOST) testhost down drills' EXIT; inventory=$$($(WATCHPOST) testhost up drills); \
 	  echo "▸ The appliance"; ansible-playbook -i "$$inventory" site.yml; \
 	  echo "▸ Drills"; pytest drills --verbose --capture=no $(DRILLS)
+
+pipeline: $(VENV)  ## Deliver to a test host: deploy, traffic, verify, gate, report; a failing stage is named
+	$(call step,Debian packages of this machine,$(WATCHPOST) packages "test hosts" "building from source")
+	$(call step,Programs in the artifact store (built from source the first time: about 20 minutes),$(WATCHPOST) artifacts ensure)
+	@trap '$(WATCHPOST) testhost down pipeline' EXIT; $(WATCHPOST) pipeline
 
 bench: $(VENV)  ## What telemetry costs the task manager and the Collector, measured on this machine
 	$(call step,Instrumentation of the task manager (4 minutes),python -m bench.application)

@@ -328,7 +328,8 @@ def collector(receivers: dict[str, object], exporters: dict[str, object]) -> dic
 def prepare() -> dict[str, Variant]:
     """Boot the test host, put the appliance's Collector on it, and start the other two."""
     inventory = testhost.up(HOST, groups=GROUPS)
-    extra = json.dumps({"host_firewall_extra_ports": [PLAIN_PORT]})
+    # The load comes from one client, which must not be held back.
+    extra = json.dumps({"host_firewall_extra_ports": [PLAIN_PORT], "host_client_mib_per_second": 1000})
     done = subprocess.run(
         [Path(sys.executable).with_name("ansible-playbook"), "-i", inventory, "site.yml", "-e", extra],
         cwd=PROJECT, capture_output=True, text=True, check=False,

@@ -17,6 +17,7 @@ def pytest_addoption(parser):
     parser.addoption("--seed", type=int, default=None, help="of the random moments; default: a new one, printed")
     parser.addoption("--outage", type=float, default=600, help="seconds that one engine is down")
     parser.addoption("--values", type=int, default=1_000_000, help="distinct label values that one client sends")
+    parser.addoption("--deliveries", type=int, default=10, help="times that a good release is delivered in a row")
 
 
 def pytest_configure(config):
@@ -53,6 +54,12 @@ def drill(request, appliance):
 def outage(request):
     """Seconds that one engine is down."""
     return request.config.option.outage
+
+
+@pytest.fixture
+def deliveries(request):
+    """How often a good release is delivered in a row."""
+    return request.config.option.deliveries
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import httpx
 import yaml
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 
 from watchpost import verify_target
 from watchpost.load import ingest_client, remarks
@@ -194,9 +196,9 @@ class Appliance:
         units = " ".join(unit_name(one) for one in components)
         return self.breaking(f"systemctl kill --signal=KILL {units}", *components)
 
-    def kill_and_leave(self, component: str) -> float:
-        """Kill a component and do not wait; return when (Unix seconds)."""
-        return float(self.shell(f"date +%s.%N; systemctl kill --signal=KILL {unit_name(component)}"))
+    def kill_and_leave(self, component: str) -> None:
+        """Kill a component and do not wait."""
+        self.shell(f"systemctl kill --signal=KILL {unit_name(component)}")
 
     def wait_until_ready(self, *components: str, deadline: float = 90) -> float:
         """Wait until components, all of them by default, are ready; return for how many seconds."""
@@ -313,6 +315,53 @@ class Appliance:
                 tunnel.terminate()
                 tunnel.wait()
 
+    @contextlib.contextmanager
+    def neighbour(self) -> Iterator[str]:
+        """Give this machine a second address that the host can answer, for a client that is somebody else's."""
+        address = ["192.0.2.77/32", "dev", self.host.veth]  # of a network that is nobody's (RFC 5737)
+        subprocess.run(["ip", "addr", "add", *address], check=True)
+        try:
+            yield "192.0.2.77"
+        finally:
+            subprocess.run(["ip", "addr", "del", *address], check=True)
+
+    @contextlib.contextmanager
+    def noise(self, source: str, connections: int) -> Iterator["Noise"]:
+        """Send log records from an address as fast as they are taken, until the block ends."""
+        noise = Noise()
+        with ingest_client(self.target, source=source) as client:
+            client.timeout = httpx.Timeout(20)
+            threads = [threading.Thread(target=noise.keep_sending, args=(client,)) for _ in range(connections)]
+            for thread in threads:
+                thread.start()
+            try:
+                yield noise
+            finally:
+                noise.stop.set()
+                for thread in threads:
+                    thread.join()
+
+    @contextlib.contextmanager
+    def without_limits_of_clients(self) -> Iterator[None]:
+        """Let clients send as much as they can for a while."""
+        self.shell("nft flush chain inet watchpost client")
+        try:
+            yield
+        finally:
+            self.shell("systemctl reload watchpost-firewall")
+
+    def connections_of(self, client: str) -> int:
+        """Return how many connections a client has to the OTLP/HTTP port."""
+        port = self.endpoints["otel_collector"]["ingest_http"]["port"]
+        return len(self.shell(f"ss --no-header --tcp state established sport = :{port} dst {client}").splitlines())
+
+    def held_back(self, client: str) -> int:
+        """Return the bytes that the firewall has dropped of a client within the last hour."""
+        listing = json.loads(self.shell("nft --json list set inet watchpost held_back4"))
+        (held_back,) = [item["set"] for item in listing["nftables"] if "set" in item]
+        found = [each["elem"] for each in held_back.get("elem", ())]
+        return sum(each["counter"]["bytes"] for each in found if each["val"] == client)
+
     def memory_mib(self, component: str) -> tuple[int, int]:
         """Return a component's resident memory now, and its peak since it started, in MiB."""
         status = self.shell(f"cat /proc/$(systemctl show --property=MainPID --value {unit_name(component)})/status")
@@ -320,20 +369,27 @@ class Appliance:
         return now // 1024, peak // 1024
 
     @contextlib.contextmanager
-    def small_volume(self, component: str, mib: int) -> Iterator["Volume"]:
-        """Have a component's state lie on a small file system of its own for a while."""
-        unit, volume = unit_name(component), Volume(self, f"/var/lib/watchpost/{component}")
-        image = f"/var/tmp/drill-{component}.img"
+    def small_volume(self, *components: str, mib: int) -> Iterator["Volume"]:
+        """Have the state of components lie on a small file system, one for all of them, for a while."""
+        units = " ".join(unit_name(one) for one in components)
+        volume, image = Volume(self, "/run/drill-volume"), "/var/tmp/drill-volume.img"
+        states = {f"/var/lib/watchpost/{one}": f"{volume.path}/{one}" for one in components}
         make = f"truncate -s {mib}M {image}; mkfs.ext4 -q -m 0 {image}"  # sparse: what is only claimed takes no room
         self.shell(f"set -e; {LOOP_DEVICES}; command -v mkfs.ext4 || apt-get install -qq e2fsprogs; {make}")
         try:
-            mount = f"mount -o loop {image} {volume.path}; rmdir {volume.path}/lost+found"
-            self.shell(f"set -e; systemctl stop {unit}; {mount}; systemctl start {unit}")
-            self.wait_until_ready(component)
+            mount = f"mkdir -p {volume.path}; mount -o loop {image} {volume.path}"
+            binds = "; ".join(
+                f"mkdir {place}; chown --reference={state} {place}; chmod --reference={state} {place}; "
+                f"mount --bind {place} {state}"
+                for state, place in states.items()
+            )
+            self.shell(f"set -e; systemctl stop {units}; {mount}; {binds}; systemctl start {units}")
+            self.wait_until_ready(*components)
             yield volume
         finally:
-            self.shell(f"systemctl stop {unit}; umount {volume.path}; rm -f {image}")
-            self.restart(component)
+            self.shell(f"systemctl stop {units}; umount {' '.join(states)} {volume.path}; rm -f {image}", check=False)
+            self.shell(f"systemctl start {units}")
+            self.wait_until_ready(*components)
 
 
 @dataclass
@@ -350,6 +406,43 @@ class Stores:
     def proxied(self, uid: str, path: str, params: dict[str, object]) -> dict[str, object]:
         """Ask an engine in its own words."""
         return self.clients[uid].get(f"/{path}", params=params).raise_for_status().json()
+
+
+def long_lines() -> bytes:
+    """Return a request with 100 log records of 8 KiB each, of one service."""
+    request = ExportLogsServiceRequest()
+    resource = request.resource_logs.add()
+    resource.resource.attributes.append(KeyValue(key="service.name", value=AnyValue(string_value="drill-noisy")))
+    records = resource.scope_logs.add().log_records
+    for number in range(100):
+        words = random.Random(number).choices(
+            ["task", "worker", "queue", "ready", "slow", "again", "order", "page"], k=1500
+        )
+        records.add(body=AnyValue(string_value=" ".join(words)[:8192]))
+    return request.SerializeToString()
+
+
+@dataclass
+class Noise:
+    """A client without manners: it sends all it can, and asks for nothing back."""
+
+    body: bytes = field(default_factory=long_lines)
+    taken: int = 0  # bytes of bodies whose request was acknowledged
+    answers: dict[str, int] = field(default_factory=dict)
+    stop: threading.Event = field(default_factory=threading.Event)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def keep_sending(self, client: httpx.Client) -> None:
+        """Send the same records again and again."""
+        while not self.stop.is_set():
+            try:
+                status = client.post("/v1/logs", content=self.body, headers={"Content-Type": "application/x-protobuf"})
+                answer = str(status.status_code)
+            except httpx.TransportError as error:
+                answer = type(error).__name__
+            with self.lock:
+                self.answers[answer] = self.answers.get(answer, 0) + 1
+                self.taken += len(self.body) if answer == "200" else 0
 
 
 def exporters(appliance: Appliance, settings: dict[str, object]) -> dict[str, object]:

@@ -23,6 +23,9 @@ BOMBS = 8  # at once
 #: does not count: program files, stacks, and garbage that has not been given back yet.
 MEMORY_MIB = 768
 
+#: Connections that one client may have open (`host_client_connections`), and seconds that others may wait meanwhile.
+CLIENT_CONNECTIONS, WAIT_SECONDS = 64, 30
+
 
 def gzip_bomb():
     """One member of 16 MiB, again and again: a gzip file may hold many."""
@@ -114,6 +117,40 @@ def test_with_metrics_batched_together_those_that_prometheus_refuses_harm_others
     with drill.appliance.collector_with(exporters={"otlp_http/prometheus": {"sending_queue": batch}}):
         drill.settle(meet_metrics_that_prometheus_refuses(drill), timeout=20)
     assert drill.outcome.lost
+
+
+def meet_a_noisy_client(drill):
+    """Load beside a client that sends all it can; return it, the other's connections, and its longest wait (s)."""
+    drill.appliance.restart("otel_collector")  # its peak of memory begins anew
+    with drill.appliance.neighbour() as source, drill.appliance.load(retry_for=600) as running:
+        drill.pause(1, 2)
+        with drill.appliance.noise(source, connections=300) as noise:
+            drill.pause(20, 21)
+            connected = drill.appliance.connections_of(source)
+        held_back = drill.appliance.held_back(source) / MIB
+    _, peak = drill.appliance.memory_mib("otel_collector")
+    slowest = max(ledger.slowest for ledger in running.ledgers.values())
+    drill.outcome.remarks.append(
+        f"noise over {connected} connections, answers {noise.answers}, {held_back:.1f} MiB dropped; "
+        f"others waited {slowest:.1f} s at most; memory at most {peak} MiB"
+    )
+    say(drill.outcome.remarks[-1])
+    return running, connected, slowest
+
+
+def test_noisy_client_is_held_back_and_others_lose_nothing(drill):
+    running, connected, slowest = meet_a_noisy_client(drill)
+    drill.assert_nothing_lost(running)
+    assert not drill.outcome.refused
+    assert 0 < connected <= CLIENT_CONNECTIONS
+    assert slowest <= WAIT_SECONDS
+
+
+def test_without_a_limit_a_noisy_client_has_as_many_connections_as_it_likes(drill):
+    with drill.appliance.without_limits_of_clients():
+        running, connected, _ = meet_a_noisy_client(drill)
+    drill.settle(running)
+    assert connected > CLIENT_CONNECTIONS
 
 
 def points(first, count, now):

@@ -3,6 +3,7 @@
 import pytest
 
 from drills.harness import say
+from drills.test_disk import GUARD, fill_the_disk_under_load
 from watchpost.load_send import Signal
 
 WAIT = 5  # seconds until a trace is decided, the role's default
@@ -44,14 +45,14 @@ def test_orderly_restart_of_the_sampler_loses_nothing(drill, sampler):
     drill.assert_nothing_lost(running)
 
 
-def fill_the_queue_behind_the_sampler(drill):
+def fill_the_queue_behind_the_sampler(drill, timeout=120):
     """Stop Tempo until far more has come than its queue holds."""
     with drill.appliance.load(seconds=120, rate=2000, signals=(Signal.TRACES,)) as running:
         with drill.appliance.stopped("tempo"):
             drill.pause(40, 45)
             say(f"{running.acknowledged()} spans acknowledged while Tempo was down")
         drill.pause(10, 15)
-    drill.settle(running, 120)
+    drill.settle(running, timeout)
 
 
 def test_full_queue_behind_the_sampler_loses_nothing(drill, sampler):
@@ -62,5 +63,17 @@ def test_full_queue_behind_the_sampler_loses_nothing(drill, sampler):
 def test_without_waiting_a_full_queue_behind_the_sampler_loses(drill, sampler):
     queue = {"sending_queue": {"block_on_overflow": False}}
     with drill.appliance.collector_with(exporters={"otlp_http/tempo": queue}):
-        fill_the_queue_behind_the_sampler(drill)
+        fill_the_queue_behind_the_sampler(drill, timeout=30)
     assert drill.outcome.lost
+
+
+def test_full_disk_behind_the_sampler_loses_nothing(drill, sampler):
+    fill_the_disk_under_load(drill, "otel_collector")
+    assert drill.outcome.acknowledged and not drill.outcome.lost, drill.outcome.remarks
+    drill.assert_ready_in_time()
+
+
+def test_without_the_guard_a_full_disk_behind_the_sampler_loses(drill, sampler):
+    with drill.appliance.stopped(GUARD):
+        running = fill_the_disk_under_load(drill, "otel_collector", timeout=30)
+    assert running.lost[Signal.TRACES]

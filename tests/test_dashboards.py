@@ -11,7 +11,10 @@ from typer.testing import CliRunner
 from watchpost.dashboards import pages
 from watchpost.dashboards.cli import app
 from watchpost.dashboards.look import GRID_WIDTH, TAG
+from watchpost.dashboards.names import SLOW_SECONDS
 from watchpost.dashboards.run import fill
+from watchpost.dashboards.slo import BURN
+from watchpost.slo.rules import POLICY
 from watchpost.verify_target import PROJECT
 
 DASHBOARDS = {page.uid: page.json() for page in pages()}
@@ -216,3 +219,16 @@ def test_provisioned_files_are_read_only():
     text = (PROJECT / "roles/grafana/templates/provisioning/dashboards/watchpost.yml.j2").read_text()
     (provider,) = yaml.safe_load(text.replace("{{ service_home }}", "/x"))["providers"]
     assert not provider["allowUiUpdates"]
+
+
+def test_burn_rates_are_those_that_alerts_look_at():
+    """Drawn as dashed lines, for the window of 30 days that objectives have unless they say otherwise."""
+    assert {(short, long, rate, severity) for short, long, rate, severity in BURN} == {
+        (burn.short, burn.long, burn.rate(30), burn.severity) for burn in POLICY
+    }
+
+
+def test_slow_is_what_the_objective_calls_slow():
+    slos = yaml.safe_load((PROJECT / "group_vars/all/slo.yml").read_text())["watchpost_slos"]
+    (objective,) = [slo for slo in slos if slo["service"] == "taskboard" and "latency" in slo]
+    assert objective["latency"]["threshold"] == f"{SLOW_SECONDS * 1000:.0f}ms"

@@ -30,7 +30,7 @@ class Phase:
     minutes: int
     requests: float
     errors: float = 0
-    #: Alerts that must fire, and no others, at the given minutes of the phase.
+    #: The alerts that fire, and no others, at the given minutes of the phase.
     fires: dict[int, set[str]] = field(default_factory=dict)
 
 
@@ -82,40 +82,140 @@ def cumulated(phases, of):
     return samples
 
 
-def fired(slo, at, alerts):
-    """promtool's question: exactly these alerts fire at that second."""
-    return {
-        "expr": f'ALERTS{{alertstate="firing", slo="{slo["name"]}"}}',
-        "eval_time": f"{at}s",
-        "exp_samples": [
-            {
-                "labels": f'ALERTS{{alertname="{name}", alertstate="firing", service="{slo["service"]}", '
-                f'severity="{"page" if name == "SloBurnFast" else "ticket"}", slo="{slo["name"]}"}}',
-                "value": 1,
-            }
-            for name in sorted(alerts)
-        ],
-    }
+def run(program, directory, monkeypatch, phases, groups_more, questions):
+    """Have promtool go through phases; return what the questions come to."""
+    if phases[0].requests > 1:
+        monkeypatch.setattr(rules, "EVALUATIONS", 1)  # with even traffic once in five minutes is enough, and faster
+    good = cumulated(phases, lambda phase: phase.requests - phase.errors)
+    bad = cumulated(phases, lambda phase: phase.errors)
+    groups = rules.rule_groups(spec.read([AVAILABLE], SCALE))
+    more = [group | {"interval": groups[0]["interval"]} for group in groups_more]
+    input_series = {COUNT % (200, "a"): good, COUNT % (500, "a"): bad}
+    return promtool.ask(program, directory, groups + more, input_series, questions)
+
+
+def moments(phases):
+    """The minutes at which something is said of the alerts, and what."""
+    began = 0
+    for phase in phases:
+        yield from ((began + minute, alerts) for minute, alerts in phase.fires.items())
+        began += phase.minutes
+
+
+def firing(name):
+    return f'ALERTS{{alertstate="firing", alertname="{name}"}}'
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_alerts_fire_when_they_should_and_only_then(program, tmp_path, monkeypatch, name):
-    phases, questions, began = SCENARIOS[name], [], 0
-    if phases[0].requests > 1:
-        monkeypatch.setattr(rules, "EVALUATIONS", 1)  # with even traffic once in five minutes is enough, and faster
-    for phase in phases:
-        questions += [fired(AVAILABLE, began + minute, alerts) for minute, alerts in phase.fires.items()]
-        began += phase.minutes
-    bad = cumulated(phases, lambda phase: phase.errors)
-    good = cumulated(phases, lambda phase: phase.requests - phase.errors)
-    test = {
-        "interval": "1s",
-        "input_series": [
-            {"series": COUNT % (200, "a"), "values": promtool.series(good)},
-            {"series": COUNT % (500, "a"), "values": promtool.series(bad)},
-        ],
-        "promql_expr_test": questions,
+    phases = SCENARIOS[name]
+    asked = [(alert, at) for at, _ in moments(phases) for alert in ("SloBurnFast", "SloBurnSlow")]
+    found = run(program, tmp_path, monkeypatch, phases, [], [(firing(alert), at) for alert, at in asked])
+    fired = {at: set() for at, _ in moments(phases)}
+    for (alert, at), value in zip(asked, found, strict=True):
+        if value:
+            fired[at].add(alert)
+    assert fired == dict(moments(phases))
+
+
+# --- the same by sloth's documented formulas: the ratio of each window by itself, and no least number of errors
+
+
+def sloth(window):
+    """The error ratio of a window on the drills' clock."""
+    length = rules.duration(rules.WINDOWS[window] / SCALE)
+    metric = 'http_server_request_duration_seconds_count{service_name="shop"%s}[' + length + "]"
+    bad, all_events = metric % ', http_response_status_code=~"5.."', metric % ""
+    return {"record": f"sloth:error_ratio:rate{window}", "expr": f"sum(rate({bad})) / sum(rate({all_events}))"}
+
+
+def sloth_alert(name, *pairs):
+    conditions = [
+        f"(sloth:error_ratio:rate{short} > ({rate} * 0.01) and sloth:error_ratio:rate{long} > ({rate} * 0.01))"
+        for long, short, rate in pairs
+    ]
+    return {"alert": name, "expr": " or ".join(conditions)}
+
+
+SLOTH = {
+    "name": "sloth",
+    "rules": [
+        *(sloth(window) for window in rules.WINDOWS),
+        sloth_alert("SlothPage", ("1h", "5m", 14.4), ("6h", "30m", 6)),
+        sloth_alert("SlothTicket", ("1d", "2h", 3), ("3d", "6h", 1)),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", [name for name, phases in SCENARIOS.items() if phases[0].requests > 1])
+def test_alerts_fire_when_those_of_sloth_do_while_there_is_traffic(program, tmp_path, monkeypatch, name):
+    phases = SCENARIOS[name]
+    asked = [(alert, at) for at, _ in moments(phases) for alert in ("SlothPage", "SlothTicket")]
+    found = run(program, tmp_path, monkeypatch, phases, [SLOTH], [(firing(alert), at) for alert, at in asked])
+    expected = [
+        ("SloBurnFast" if alert == "SlothPage" else "SloBurnSlow") in dict(moments(phases))[at] for alert, at in asked
+    ]
+    assert [value is not None for value in found] == expected
+
+
+def test_single_error_in_hardly_any_traffic_pages_with_sloth_and_not_here(program, tmp_path, monkeypatch):
+    phases = SCENARIOS["an outage of a service that nearly nobody uses"]
+    first_error = phases[0].minutes + 32
+    questions = [(firing("SlothPage"), first_error), (firing("SloBurnFast"), first_error)]
+    assert run(program, tmp_path, monkeypatch, phases, [SLOTH], questions) == [1, None]
+
+
+# --- the plain alert, and what alerts say
+
+LATENCY_TEST = {
+    "interval": "1m",
+    "input_series": [
+        # Of 100 requests a minute 94 take up to 500 ms, and all up to 1 s; for twenty minutes all do.
+        {"series": BUCKET % "0.5", "values": "0+100x20 2094+94x29"},
+        {"series": BUCKET % "1", "values": "0+100x50"},
+        {"series": BUCKET % "+Inf", "values": "0+100x50"},
+        {"series": 'http_server_request_duration_seconds_count{service_name="shop"}', "values": "0+100x50"},
+    ],
+}
+
+
+def test_slow_requests_alert_after_five_minutes_and_say_how_slow_they_are(program, tmp_path):
+    [group] = rules.rule_groups(spec.read([FAST | {"impact": "People wait."}]), "https://watch.example.org")
+    # The 95th percentile is a sixth of the way from 0.5 to 1 s. Six of a hundred are bad in 30 of 50 minutes: 3.6 %,
+    # of which those of the last five minutes are not all in yet.
+    alert = {
+        "exp_labels": {"slo": "fast", "service": "shop", "severity": "ticket"},
+        "exp_annotations": {
+            "summary": "shop is slow: the 95th percentile of fast is 583.3ms, above 500 ms.",
+            "description": "People wait. Of the budget of 30 days -250.2% is left; "
+            "at the last hour's rate it is gone in 0s.",
+            "budget_left": "-250.2%",
+            "dashboard": "https://watch.example.org/grafana/d/watchpost-slo?var-slo=fast",
+            "traceql": '{ resource.service.name = "shop" && duration > 500ms }',
+        },
     }
-    groups = rules.rule_groups(spec.read([AVAILABLE], SCALE))
-    said = promtool.evaluate(program, tmp_path, groups, [test])
+    cases = [
+        {"eval_time": "20m", "alertname": "SloLatencyHigh"},
+        {"eval_time": "24m", "alertname": "SloLatencyHigh"},
+        {"eval_time": "50m", "alertname": "SloLatencyHigh", "exp_alerts": [alert]},
+    ]
+    said = promtool.evaluate(program, tmp_path, [group], [LATENCY_TEST | {"alert_rule_test": cases}])
     assert "SUCCESS" in said, said
+
+
+def test_page_says_what_it_costs_and_how_long_the_budget_lasts(program, tmp_path):
+    [group] = rules.rule_groups(spec.read([AVAILABLE]), "https://watch.example.org")
+    test = {
+        "interval": "1m",
+        "input_series": [
+            {"series": COUNT % (200, "a"), "values": "0+100x60 6080+80x59"},
+            {"series": COUNT % (500, "a"), "values": "0x60 20+20x59"},
+        ],
+        "alert_rule_test": [
+            {"eval_time": "1h", "alertname": "SloBurnFast"},
+            {"eval_time": "2h", "alertname": "SloBurnFast", "exp_alerts": [{}]},
+        ],
+    }
+    said = promtool.evaluate(program, tmp_path, [group], [test])
+    assert "shop spends the error budget of available 20 times as fast as it may." in said, said
+    assert "What shop does is not as good as promised. Of the budget of 30 days -877.8%" in said, said

@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 
 from watchpost import verify, verify_target
 from watchpost.cli import command_line
+from watchpost.ledger import Sent
 from watchpost.verify import LINKS, Missing, Run, State, follow, judge_trace, risen
 from watchpost.verify_grafana import Grafana, Span, lines_of, spans_of
-from watchpost.verify_requests import Sent
 
 PASSWORD = "the-password"
 

@@ -3,7 +3,11 @@
 import sys
 from importlib import import_module
 
+import click
 import typer
+import typer.main
+
+from watchpost.options import ConfigurationError, configuration
 
 #: Sub-command -> its module, and what to take from there. All of them together take a second to load, and a run of
 #: site.yml calls the command several times: so only the one that is asked for is loaded.
@@ -15,6 +19,10 @@ COMMANDS = {
     "verify": ("watchpost.verify", "verify"),
     "slo": ("watchpost.slo.cli", "app"),
     "load": ("watchpost.load", "load"),
+    "traffic": ("watchpost.delivery.traffic", "traffic"),
+    "gate": ("watchpost.delivery.gate", "gate"),
+    "report": ("watchpost.delivery.report", "report"),
+    "pipeline": ("watchpost.delivery.pipeline", "pipeline"),
     "dashboards": ("watchpost.dashboards.cli", "app"),
     "alert": ("watchpost.alert", "alert"),
 }
@@ -40,7 +48,20 @@ def command_line(*names: str) -> typer.Typer:
     return app
 
 
+def flags(command: click.Command) -> dict[str, str]:
+    """Return a command's flags, without dashes in front, and the parameter that each sets."""
+    return {flag.lstrip("-"): option.name for option in command.params for flag in option.opts if option.name}
+
+
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; a configuration file gives defaults (see watchpost.options)."""
     asked = sys.argv[1:2]
-    command_line(*(asked if set(asked) <= set(COMMANDS) and asked else COMMANDS))()
+    names = asked if set(asked) <= set(COMMANDS) and asked else list(COMMANDS)
+    app = command_line(*names)
+    group = typer.main.get_command(app)
+    loaded = {name: flags(command) for name, command in getattr(group, "commands", {}).items()}
+    try:
+        defaults = configuration(COMMANDS, loaded)
+    except ConfigurationError as error:
+        sys.exit(f"watchpost: {error}")
+    group(default_map=defaults, auto_envvar_prefix="WATCHPOST")

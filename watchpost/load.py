@@ -18,20 +18,26 @@ from rich.table import Table
 from watchpost import verify_target
 from watchpost.load_read import Count, Reader
 from watchpost.load_send import Load, Sender, Signal, Telemetry
+from watchpost.options import Inventory, Json
 from watchpost.verify import USER
 from watchpost.verify_grafana import AskError, Grafana
 from watchpost.verify_target import Target, TargetError
 
 
-def ingest_client(target: Target, certificate: Path | None = None) -> httpx.Client:
-    """Return a client of the OTLP/HTTP endpoint: it shows the token, or the certificate in a directory."""
+def ingest_client(target: Target, certificate: Path | None = None, source: str | None = None) -> httpx.Client:
+    """Return a client of the OTLP/HTTP endpoint: it shows the token, or the certificate in a directory.
+
+    `source` is the address of this machine from which it connects; the kernel's choice by default.
+    """
     trust = target.trust()
     headers = {}
     if certificate:
         trust.load_cert_chain(certificate / "tls.crt", certificate / "tls.key")
     else:
         headers["Authorization"] = f"Bearer {target.token}"
-    return httpx.Client(base_url=target.ingest, verify=trust, headers=headers, timeout=30, trust_env=False)
+    any_number = httpx.Limits(max_connections=None)
+    transport = httpx.HTTPTransport(verify=trust, limits=any_number, trust_env=False, local_address=source)
+    return httpx.Client(base_url=target.ingest, transport=transport, headers=headers, timeout=30, trust_env=False)
 
 
 def logged_in(client: httpx.Client, target: Target) -> Grafana:
@@ -42,7 +48,7 @@ def logged_in(client: httpx.Client, target: Target) -> Grafana:
 
 
 def load(
-    inventory: Annotated[str, typer.Option(help="Inventory of the appliance; default: the one of ansible.cfg.")] = "",
+    inventory: Inventory = "",
     ingest: Annotated[
         str, typer.Option(help="OTLP/HTTP endpoint, like https://HOST:4318; default: from the inventory.")
     ] = "",
@@ -57,7 +63,7 @@ def load(
     retry_for: Annotated[float, typer.Option(min=0, help="Seconds after which a request is given up.")] = 120,
     shift: Annotated[float, typer.Option(help="Seconds added to every timestamp; negative is the past.")] = 0,
     timeout: Annotated[float, typer.Option(min=0, help="Seconds in which everything must become visible.")] = 60,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Prove that nothing acknowledged is lost: send spans, log records and counts, read every one back, and compare.
 

@@ -29,6 +29,10 @@ PACKAGES: dict[str, dict[str, tuple[str, str]]] = {
         "libnss3-tools": ("certutil", "has it trust a test host's authority"),
     },
     "benchmarks": {"wrk": ("wrk", "sends the load whose handling is measured")},
+    "unit tests": {
+        "groovy": ("groovy", "reads the Jenkinsfile as Jenkins does"),
+        "default-jre-headless": ("", "runs Groovy"),
+    },
     "linting": {"shellcheck": ("shellcheck", "checks the shell scripts")},
 }
 

@@ -8,10 +8,11 @@ report names what is broken and not everything behind it.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -22,15 +23,20 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from watchpost import __version__, verify_target
+from watchpost import __version__, junit, verify_target
+from watchpost.ledger import LedgerError, Sent
+from watchpost.ledger import read as ledger_of
+from watchpost.options import Inventory, Json
 from watchpost.verify_grafana import ALERTMANAGER, HEARTBEAT, LOKI, NOBODY, PROMETHEUS, TEMPO, AskError, Grafana, Span
-from watchpost.verify_requests import Ledger, Sent, exercise
+from watchpost.verify_requests import exercise
 from watchpost.verify_target import TargetError
 
 SERVICE = "taskboard"
 USER = "admin"
 #: By this the Collector knows these requests' traces, and keeps them all where it keeps a share of the others.
 USER_AGENT = f"watchpost-verify/{__version__}"
+IDS = 100  # trace ids that one question names
+VERDICT = "verify.json"
 POLL = 0.5  # seconds between two looks at what is not visible yet
 
 #: Whom to ask when an engine does not answer, or its signal does not arrive.
@@ -76,7 +82,8 @@ class Run:
     count: int
     now: Callable[[], float] = time.time
     started: float = 0.0
-    ledger: Ledger | None = None
+    sent: Sequence[Sent] = ()
+    recorded: bool = False  # the requests were made before, by `watchpost traffic`, and are in its ledger
     counted_before: dict[Series, float] | None = None
     served: dict[str, Span] = field(default_factory=dict)  # trace id → the server's span
     spans: dict[str, set[str]] = field(default_factory=dict)  # trace id → ids of all its spans
@@ -86,7 +93,7 @@ class Run:
     @property
     def reached(self) -> list[Sent]:
         """The requests whose telemetry must be found. Raises Unasked when there are none."""
-        reached = self.ledger.reached if self.ledger else []
+        reached = [sent for sent in self.sent if sent.reached]
         if not reached:
             raise Unasked("no request reached the application")
         return reached
@@ -181,21 +188,40 @@ def requests(run: Run) -> str:
     """Every request is answered as it should be, and no task is left behind."""
     run.started = run.now()
     try:
-        run.counted_before = server_counts(run)
+        run.counted_before = server_counts(run, run.now())
     except AskError:
         run.counted_before = None  # the link `metrics` will tell
-    run.ledger, left = exercise(run.client, run.count)
-    wrong = [sent for sent in run.ledger.sent if sent.status != sent.expected]
-    if wrong:
-        first = wrong[0]
-        got = f"HTTP {first.status}" if first.status else "no answer"
-        raise Missing(
-            f"{len(wrong)} of {len(run.ledger.sent)} answered wrongly, first {first}: "
-            f"{got} instead of {first.expected} {first.error}".rstrip()
-        )
+    ledger, left = exercise(run.client, run.count)
+    run.sent = ledger.sent
+    if wrong := wrong_answers(run.sent):
+        raise Missing(wrong)
     if left:
         raise Missing(f"tasks left behind: {left}")
-    return f"{len(run.ledger.sent)} answered as expected, one of them a refusal"
+    return f"{len(run.sent)} answered as expected, one of them a refusal"
+
+
+def recorded_requests(run: Run) -> str:
+    """The ledger's requests were made; whether their answers will do is for `watchpost gate` to say."""
+    try:
+        run.counted_before = server_counts(run, run.started - 1)
+    except AskError:
+        run.counted_before = None  # the link `metrics` will tell
+    if not run.sent:
+        raise Missing("the ledger has no request")
+    return wrong_answers(run.sent) or f"{len(run.sent)} answered as expected"
+
+
+def wrong_answers(all_sent: Sequence[Sent]) -> str:
+    """Say how many answers are not the expected ones, and what the first was instead; empty when there is none."""
+    wrong = [sent for sent in all_sent if not sent.as_expected]
+    if not wrong:
+        return ""
+    first = wrong[0]
+    got = f"HTTP {first.status}" if first.status else "no answer"
+    return (
+        f"{len(wrong)} of {len(all_sent)} answered wrongly, first {first}: "
+        f"{got} instead of {first.expected} {first.error}"
+    ).rstrip()
 
 
 def traces(run: Run) -> str:
@@ -223,7 +249,7 @@ def judge_trace(sent: Sent, spans: Sequence[Span]) -> Span:
     if str(status) != str(sent.status):
         raise Missing(f"the server span of {sent} says HTTP {status}, the answer was {sent.status}")
     sql = [span for span in spans if span.kind == "CLIENT" and _SQL_ATTRIBUTES & span.attributes.keys()]
-    if sent.reads_database and not sql:
+    if sent.reads_database and sent.as_expected and not sql:  # what fails may fail before it asks
         raise Missing(f"no SQL span in {sent}")
     by_id = {span.span_id: span for span in spans}
     for span in sql:
@@ -260,10 +286,12 @@ def logs(run: Run) -> str:
 def trace_to_logs(run: Run) -> str:
     """Each request has a log line with its trace id, written within one of its spans."""
     wanted = {sent.trace_id: sent for sent in run.reached}
-    query = f'{{service_name="{SERVICE}"}} | trace_id=~"{"|".join(wanted)}"'
     found = {
         line.labels.get("trace_id")
-        for line in run.grafana.logs(query, run.started, run.now() + 1)
+        for ids in batched(list(wanted), IDS)
+        for line in run.grafana.logs(
+            f'{{service_name="{SERVICE}"}} | trace_id=~"{"|".join(ids)}"', run.started - 1, run.now() + 1
+        )
         if line.labels.get("span_id") in run.spans[line.labels["trace_id"]]
     }
     without = [sent for trace_id, sent in wanted.items() if trace_id not in found]
@@ -272,13 +300,18 @@ def trace_to_logs(run: Run) -> str:
     return f"{len(found)} of {len(wanted)} requests have their log line"
 
 
+def batched(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    """Return the ids in portions of at most `size`."""
+    return (ids[start : start + size] for start in range(0, len(ids), size))
+
+
 def metrics(run: Run) -> str:
     """The counts of the requests' method and status rose by as many as were made."""
     made = Counter((sent.method, str(sent.status)) for sent in run.reached)
     if run.counted_before is None:
-        server_counts(run)  # raises again, while it still does not answer
+        server_counts(run, run.now())  # raises again, while it still does not answer
         raise Missing("the counts before the requests are unknown: run this once more", (_UNITS[PROMETHEUS],))
-    run.counted = risen(run.counted_before, server_counts(run))
+    run.counted = risen(run.counted_before, server_counts(run, run.now()))
     counted: Counter[tuple[str, str]] = Counter()
     for (method, _, status), rise in run.counted.items():
         counted[method, status] += round(rise)
@@ -308,13 +341,14 @@ _COUNT = "http_server_request_duration_seconds_count"
 _LABELS = ("http_request_method", "http_route", "http_response_status_code")
 
 
-def server_counts(run: Run) -> dict[Series, float]:
-    """Return how often each worker has answered each route of the tasks, from `http.server.request.duration`.
+def server_counts(run: Run, at: float) -> dict[Series, float]:
+    """Return how often each worker had answered each route of the tasks, from `http.server.request.duration`.
 
-    A worker that has just gone is still counted: its series ends, its requests were real.
+    A worker that has gone since the first request is still counted: its series ends, its requests were real.
     """
-    query = f'last_over_time({_COUNT}{{job=~"(.+/)?{SERVICE}",http_route=~"/api/tasks.*"}}[5m])'
-    return {frozenset(labels.items()): value for labels, value in run.grafana.instant(query, run.now())}
+    since = 300 + max(0, math.ceil(at - run.started))  # seconds
+    query = f'last_over_time({_COUNT}{{job=~"(.+/)?{SERVICE}",http_route=~"/api/tasks.*"}}[{since}s])'
+    return {frozenset(labels.items()): value for labels, value in run.grafana.instant(query, at)}
 
 
 def risen(before: dict[Series, float], after: dict[Series, float]) -> dict[Endpoint, float]:
@@ -430,6 +464,9 @@ LINKS = (
     ),
 )
 
+#: In place of `requests`, when they were made before.
+RECORDED = Link("requests", "the requests of the ledger", recorded_requests, (_APPLICATION,), ("application", "login"))
+
 
 # --- following them ---
 
@@ -496,7 +533,7 @@ def _look(link: Link, run: Run, lost: Sequence[str], clock: Callable[[], float],
 
 
 def verify(
-    inventory: Annotated[str, typer.Option(help="Inventory of the appliance; default: the one of ansible.cfg.")] = "",
+    inventory: Inventory = "",
     url: Annotated[str, typer.Option(help="The gateway, like https://HOST; default: from the inventory.")] = "",
     ca: Annotated[Path | None, typer.Option(help="A CA certificate to trust; default: the deployment's own.")] = None,
     deployment: Annotated[str, typer.Option(help="Whose password and CA to use; default: the inventory's.")] = "",
@@ -505,29 +542,46 @@ def verify(
     ] = None,
     timeout: Annotated[float, typer.Option(min=0, help="Seconds in which telemetry must become visible.")] = 90,
     count: Annotated[int, typer.Option(min=1, max=100, help="Tasks to create; each makes four requests.")] = 5,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(
+            help="Make no requests: look for those of this ledger, which `watchpost traffic` wrote, all of them. "
+            "verify.json and verify.xml (JUnit) are put beside it.",
+        ),
+    ] = None,
+    as_json: Json = False,
 ) -> None:
     """Prove that the appliance works: make requests, and find each one's trace, log line and count through Grafana.
 
-    Leaves nothing behind. Exit code: 0 everything found, 1 a link is missing (it is named, and what to look at next),
-    2 wrong usage, or the appliance cannot be reached.
+    Each signal is looked for on its own, then what leads from one to the other. Leaves nothing behind.
+
+    Exit code: 0 everything found, 1 a link is missing (it is named, and what to look at next), 2 wrong usage, or the
+    appliance cannot be reached.
     """
     console = Console(stderr=True, highlight=False)
     try:
+        recorded = ledger_of(ledger) if ledger else None
         target = verify_target.find(inventory, url, ca, deployment, password_file)
         headers = {"User-Agent": USER_AGENT}
         trust = target.trust()
         with httpx.Client(base_url=target.url, verify=trust, headers=headers, timeout=10, trust_env=False) as client:
-            _reach(client, target)
+            verify_target.reach(client, target)
             run = Run(client, Grafana(client), target.password, count)
-            results = _follow_visibly(run, timeout, console)
-    except TargetError as error:
+            links: tuple[Link, ...] = LINKS
+            if recorded:
+                run.started, run.sent = recorded[0].started, recorded[1]
+                links = tuple(RECORDED if link.name == RECORDED.name else link for link in LINKS)
+            results = _follow_visibly(links, run, timeout, console)
+    except (TargetError, LedgerError) as error:
         console.print(f"watchpost verify: {error}", markup=False, soft_wrap=True)
         raise typer.Exit(2) from error
     missing = [result for result in results if result.state is State.MISSING]
+    report = {"url": target.url, "ok": not missing, "missing": [result.link for result in missing]}
+    report |= {"traces": len(run.served), "notes": run.notes, "links": [asdict(result) for result in results]}
+    if ledger:
+        ledger.with_name(VERDICT).write_text(json.dumps(report, indent=2) + "\n")
+        junit.write(ledger.with_name("verify.xml"), "watchpost verify", [_case(result) for result in results])
     if as_json:
-        report = {"url": target.url, "ok": not missing, "missing": [result.link for result in missing]}
-        report |= {"notes": run.notes, "links": [asdict(result) for result in results]}
         sys.stdout.write(json.dumps(report, indent=2) + "\n")
     else:
         _print(results, run.notes, target.url)
@@ -535,28 +589,25 @@ def verify(
         raise typer.Exit(1)
 
 
-def _reach(client: httpx.Client, target: verify_target.Target) -> None:
-    """Raise TargetError unless somebody answers at the address, with a certificate that is trusted."""
-    try:
-        client.get("/healthz")
-    except httpx.TransportError as error:
-        trusted = f"the system's authorities and {target.ca}" if target.ca else "the system's authorities only"
-        raise TargetError(f"{target.url} cannot be reached: {error} (trusted: {trusted})") from error
+def _case(result: Result) -> junit.Case:
+    failure = f"{result.evidence}\nLook at: {result.hint}" if result.state is State.MISSING else ""
+    unasked = result.evidence if result.state is State.UNASKED else ""
+    return junit.Case(result.link, result.seconds or 0.0, failure, unasked, output=result.evidence)
 
 
-def _follow_visibly(run: Run, timeout: float, console: Console) -> list[Result]:
+def _follow_visibly(links: Sequence[Link], run: Run, timeout: float, console: Console) -> list[Result]:
     """Follow the links and show on stderr how far it is: a moving line on a terminal, a line a link elsewhere."""
     done: list[str] = []
     with console.status("Looking for: gateway") as status:
 
         def tell(result: Result) -> None:
             done.append(result.link)
-            waiting = [link.name for link in LINKS if link.name not in done]
+            waiting = [link.name for link in links if link.name not in done]
             status.update(f"Looking for: {', '.join(waiting)}")
             if not console.is_terminal:
                 console.print(f"{result.link}: {result.state}, {result.evidence}", markup=False, soft_wrap=True)
 
-        return follow(LINKS, run, timeout, tell)
+        return follow(links, run, timeout, tell)
 
 
 _COLOURS = {State.FOUND: "green", State.MISSING: "bold red", State.UNASKED: "yellow"}

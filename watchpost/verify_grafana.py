@@ -101,13 +101,30 @@ class Grafana:
         query = {"expr": promql, "instant": True, "range": False, "format": "time_series"}
         return [series for frame in self._query(PROMETHEUS, query, at - 300, at) for series in series_of(frame)]
 
+    def range(
+        self, promql: str, start: float, end: float, step: int
+    ) -> list[tuple[dict[str, str], list[tuple[float, float]]]]:
+        """Return labels and points (Unix seconds, value) of each series of a PromQL query, one each `step` seconds."""
+        query = {"expr": promql, "instant": False, "range": True, "format": "time_series", "interval": f"{step}s"}
+        return [series for frame in self._query(PROMETHEUS, query, start, end) for series in points_of(frame)]
+
+    def dashboards(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Return uid and model of each dashboard."""
+        answer = self.client.get(f"{self.base}/api/search", params={"type": "dash-db", "limit": 5000})
+        for found in self._list("grafana", answer):
+            model = self.object_of("grafana", self.client.get(f"{self.base}/api/dashboards/uid/{found['uid']}"))
+            yield found["uid"], model["dashboard"]
+
     def alerts(self, name: str) -> list[dict[str, Any]]:
         """Return the alerts of a name that fire now, as Alertmanager holds them."""
-        return self._list(self.client.get(self._alertmanager("alerts"), params={"filter": f'alertname="{name}"'}))
+        return self._list(
+            ALERTMANAGER, self.client.get(self._alertmanager("alerts"), params={"filter": f'alertname="{name}"'})
+        )
 
     def receivers(self) -> list[str]:
         """Return the names of Alertmanager's receivers, NOBODY among them."""
-        return [str(receiver["name"]) for receiver in self._list(self.client.get(self._alertmanager("receivers")))]
+        answer = self.client.get(self._alertmanager("receivers"))
+        return [str(receiver["name"]) for receiver in self._list(ALERTMANAGER, answer)]
 
     def post_alerts(self, alerts: list[dict[str, Any]]) -> None:
         """Hand alerts to Alertmanager, as Prometheus does."""
@@ -126,11 +143,11 @@ class Grafana:
         return f"{self.base}/api/datasources/proxy/uid/{ALERTMANAGER}/api/v2/{path}"
 
     @staticmethod
-    def _list(answer: httpx.Response) -> list[dict[str, Any]]:
+    def _list(engine: str, answer: httpx.Response) -> list[dict[str, Any]]:
         content = answer.json() if _is_json(answer) else None
         if answer.status_code == 200 and isinstance(content, list):
             return content
-        raise AskError(ALERTMANAGER, f"HTTP {answer.status_code}, {_reason(content, answer.text)}")
+        raise AskError(engine, f"HTTP {answer.status_code}, {_reason(content, answer.text)}")
 
     def proxied(self, uid: str, path: str, params: dict[str, Any]) -> dict[str, Any]:
         """Ask a data source in its own words, through Grafana's proxy."""
@@ -139,7 +156,7 @@ class Grafana:
         )
 
     def _query(self, uid: str, query: dict[str, object], start: float, end: float) -> list[dict[str, Any]]:
-        query |= {"refId": "A", "datasource": {"uid": uid, "type": uid}, "intervalMs": 1000, "maxDataPoints": 100}
+        query |= {"refId": "A", "datasource": {"uid": uid, "type": uid}, "intervalMs": 1000, "maxDataPoints": 1000}
         body = {"queries": [query], "from": str(int(start * 1000)), "to": str(int(end * 1000))}
         content = self.object_of(uid, self.client.post(f"{self.base}/api/ds/query", json=body))
         answer = content.get("results", {}).get("A", {})
@@ -227,6 +244,15 @@ def series_of(frame: dict[str, Any]) -> Iterator[tuple[dict[str, str], float]]:
     for field, values in zip(frame["schema"]["fields"], frame["data"]["values"], strict=True):
         if field["name"] != "Time" and values and values[-1] is not None:
             yield dict(field.get("labels") or {}), float(values[-1])
+
+
+def points_of(frame: dict[str, Any]) -> Iterator[tuple[dict[str, str], list[tuple[float, float]]]]:
+    """Read the series of a range query's data frame: labels, and points of Unix seconds and value."""
+    times = next(iter(_columns(frame).values()), [])
+    for field, values in zip(frame["schema"]["fields"], frame["data"]["values"], strict=True):
+        if field["name"] != "Time":
+            points = [(at / 1000, float(value)) for at, value in zip(times, values, strict=True) if value is not None]
+            yield dict(field.get("labels") or {}), points
 
 
 def _columns(frame: dict[str, Any]) -> dict[str, list[Any]]:

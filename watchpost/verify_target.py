@@ -6,6 +6,8 @@ import ssl
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import httpx
+
 from watchpost import secrets
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -60,6 +62,29 @@ def find(
         ca = fetched if fetched.exists() else None  # a gateway with a public certificate needs none
     entries = _secrets(deployment) if deployment and not password_file else {}
     return Target(url, _password(deployment, entries, password_file), ca, ingest, entries.get(TOKEN, ""))
+
+
+def open_to_all(url: str, ca: Path | None = None) -> Target:
+    """Return an appliance of which nothing but the public address is known: for what needs no login."""
+    return Target(_https("--url", url), "", ca)
+
+
+def reach(client: httpx.Client, target: Target) -> str:
+    """Return which version of the task manager answers, like `taskboard 0.1.0`; empty when it does not say.
+
+    Raises TargetError unless somebody answers at the address, with a certificate that is trusted.
+    """
+    try:
+        client.get("/healthz")
+        answer = client.get("/version")
+    except httpx.TransportError as error:
+        trusted = f"the system's authorities and {target.ca}" if target.ca else "the system's authorities only"
+        raise TargetError(f"{target.url} cannot be reached: {error} (trusted: {trusted})") from error
+    try:
+        said = answer.json()
+        return f"{said['name']} {said['version']}" if answer.status_code == 200 else ""
+    except (ValueError, KeyError):
+        return ""
 
 
 def _https(flag: str, url: str) -> str:

@@ -154,6 +154,13 @@ def page() -> Page:
                         ],
                     ),
                     look.lines(
+                        "95th percentile of latency",
+                        "Of objectives of latency, over five minutes.",
+                        look.prom(f"slo:latency_seconds:p95{{{OF}}}", "{{slo}}"),
+                        unit="s",
+                        links=[to("Slow traces", TRACES, service="${__field.labels.service}"), _SERVICE],
+                    ),
+                    look.lines(
                         "Events a second",
                         "All that count, and those that are good.",
                         look.prom(f"slo:sli_total:rate5m{{{OF}}}", "{{slo}}, all"),

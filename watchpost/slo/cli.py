@@ -53,7 +53,8 @@ def _told() -> Iterator[None]:
         raise typer.Exit(1) from error
 
 
-def _read(file: Path) -> spec.Objectives:
+def read_file(file: Path = FILE) -> spec.Objectives:
+    """Read the objectives of a file. Raises spec.SpecError, OSError or yaml.YAMLError."""
     found: Any = yaml.safe_load(file.read_text())
     if not isinstance(found, dict) or spec.VARIABLES["slos"] not in found:
         raise spec.SpecError([f"{file} has no {spec.VARIABLES['slos']}"])
@@ -71,7 +72,7 @@ def check(
     during the run of site.yml, before they go live.
     """
     with _told():
-        objectives = _read(file)
+        objectives = read_file(file)
         if found := rules.problems(objectives, retention_days):
             raise spec.SpecError(found)
     if objectives.time_scale != 1:
@@ -104,7 +105,7 @@ def show_rules(
     A run of site.yml does the same, adds each alert's runbook_url, and has promtool check it before it goes live.
     """
     with _told():
-        groups = {"groups": rules.rule_groups(_read(file), public_url)}
+        groups = {"groups": rules.rule_groups(read_file(file), public_url)}
     print(json.dumps(groups) if as_json else yaml.dump(groups, Dumper=_Plain, sort_keys=False, width=1000), end="")
 
 

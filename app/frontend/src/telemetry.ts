@@ -75,15 +75,12 @@ export function start(): void {
     ],
   });
 
-  const sendBeforeItIsTooLate = (): void => {
+  for (const onVital of [onCLS, onFCP, onINP, onLCP, onTTFB]) onVital(reportVital);
+  // Some are known only when the page goes away. They are reported by listeners of the document; the window's come after
+  // them, so that all of them leave together: while a batch is under way, a second one waits, and the page is gone.
+  addEventListener("visibilitychange", () => {
     if (document.visibilityState === "hidden") void logs.forceFlush();
-  };
-  for (const onVital of [onCLS, onFCP, onINP, onLCP, onTTFB]) {
-    onVital((vital) => {
-      reportVital(vital);
-      sendBeforeItIsTooLate(); // some are known only when the page goes away
-    });
-  }
+  });
   addEventListener("error", (event) => {
     // Scripts of other origins, such as a browser extension's, are not ours to report.
     if (event.filename.startsWith(location.origin)) reportError(event.error ?? event.message);

@@ -9,7 +9,7 @@ import json
 import re
 import secrets
 import time
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 import pytest
 from conftest import wait_until
@@ -214,18 +214,13 @@ def links(panel):
 
 
 def clicked(panel, answers):
-    """What the first series or row of a panel has to fill its links with."""
-    labels = next((labels for answer in answers for labels, _ in answer.series()), {})
-    row = {}
+    """What the first series has to fill a panel's links with: its labels, and a table's columns made of them."""
+    # The one with the most labels: a request to an unknown address has no route, and its link would say nothing.
+    labels = max((labels for answer in answers for labels, _ in answer.series()), key=len, default={})
     names = next(
         (t["options"]["renameByName"] for t in panel.get("transformations") or [] if t["id"] == "organize"), {}
     )
-    for answer in answers:
-        for frame in answer.frames[:1]:
-            for described, values in zip(frame["schema"]["fields"], frame["data"]["values"], strict=True):
-                if values and described["name"] in names:
-                    row.setdefault(names[described["name"]], str(values[0]))
-    return labels, row
+    return labels, {names[label]: value for label, value in labels.items() if label in names}
 
 
 @pytest.mark.parametrize("uid", UIDS)
@@ -237,9 +232,11 @@ def test_data_links_lead_to_dashboards_that_know_what_was_clicked(grafana, faile
     offered = {}
     for panel in panels(here):
         answers = look.panel(panel, values)
-        labels, row = clicked(panel, answers) if any(answers) else ({}, {})
-        for link in links(panel) if labels or row else []:
-            url = re.sub(r"\$\{(\w+):queryparam\}", lambda found: f"var-{found[1]}={values[found[1]]}", link["url"])
+        labels, row = clicked(panel, answers)
+        for link in links(panel) if labels else []:
+            url = re.sub(
+                r"\$\{(\w+):queryparam\}", lambda found: f"var-{found[1]}={quote(values[found[1]])}", link["url"]
+            )
             url = re.sub(r"\$\{__field\.labels\.(\w+)\}", lambda found: labels.get(found[1], ""), url)  # noqa: B023 - used at once
             url = re.sub(r"\$\{__data\.fields\.(\w+)\}", lambda found: row[found[1]], url)  # noqa: B023 - used at once
             address = urlsplit(fill(url.replace("${__url_time_range}", ""), values))
@@ -248,7 +245,7 @@ def test_data_links_lead_to_dashboards_that_know_what_was_clicked(grafana, faile
             chosen = look.first_values(there) | given
             for variable in there["templating"]["list"]:
                 value = given.get(variable["name"])
-                if variable["type"] == "textbox" or value in (None, "", ".*"):
+                if variable["type"] == "textbox" or value in (None, "", variable.get("allValue")):
                     continue
                 key = (there["uid"], variable["name"], chosen.get("service"))
                 if key not in offered:

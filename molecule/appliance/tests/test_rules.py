@@ -9,6 +9,9 @@ from urllib.parse import urlencode
 import pytest
 from conftest import ENDPOINTS, PKI, unit_name
 from otlp import JSON, Probe
+from test_browser import grafana, target  # noqa: F401 - fixtures
+
+from watchpost.dashboards.run import Reader
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "prometheus/tests"))
 import rules
@@ -23,9 +26,11 @@ COMES_LATER = {
     "loki_discarded_samples_total": "with the first line that Loki throws away",
     "loki_request_duration_seconds_count": "with the first request that Loki answers with an error",
     "prometheus_http_requests_total": "with the first request that Prometheus answers with an error",
+    "watchpost_client_held_back_bytes_total": "with the first client that is held back",
     "tempo_discarded_spans_total": "with the first span that Tempo throws away",
     "node_timex_offset_seconds": "on a host with a clock of its own: a container may not ask for it",
     "node_timex_sync_status": "on a host with a clock of its own: a container may not ask for it",
+    "slo:latency_seconds:p95": "with the first event that an objective counts",
     "watchpost:traces_kept:ratio_rate5m": "with sampling, which is off by default",
 }
 #: The same for what begins so.
@@ -34,6 +39,11 @@ COMES_LATER_BY_PREFIX = {
     "job_instance_exporter_signal:otelcol_exporter_enqueue_failed_": "with the first that finds no place in a queue",
     "otelcol_processor_tail_sampling_": "with sampling, which is off by default",
     "prometheus_remote_storage_": "with a target of prometheus_remote_write",
+}
+#: The same for what is looked for by such a matcher.
+COMES_LATER_BY_MATCHER = {
+    'http_response_status_code=~"5.."': "with the first error of the application",
+    'span_name="documentLoad"': "with the first page that a browser loads",
 }
 
 
@@ -79,7 +89,8 @@ def prometheus(host):
 @pytest.fixture(scope="module")
 def read_by_rules(prometheus):
     """What the rules read, as selector and name; not of agents, which tell the same from other hosts."""
-    trees = prometheus("parse_query", [rule["expr"] for rule in rules.rules()])
+    slos = [rule for group in rules.slo_groups() for rule in group["rules"]]
+    trees = prometheus("parse_query", [rule["expr"] for rule in [*rules.rules(), *slos]])
     found = {"{" + ",".join(matchers) + "}": name for name, matchers in selectors(trees)}
     return {selector: name for selector, name in found.items() if 'job="agent"' not in selector}
 
@@ -91,6 +102,7 @@ def test_every_metric_that_a_rule_reads_exists(prometheus, read_by_rules, ask):
         selector
         for selector, name in read_by_rules.items()
         if name not in COMES_LATER and not name.startswith(tuple(COMES_LATER_BY_PREFIX))
+        if not any(matcher in selector for matcher in COMES_LATER_BY_MATCHER)
     ]
     deadline = time.monotonic() + 60  # what is recorded of what is recorded comes at the third evaluation
     while True:
@@ -106,10 +118,11 @@ def test_no_exception_is_made_for_what_no_rule_reads(read_by_rules):
     read = set(read_by_rules.values())
     assert set(COMES_LATER) <= read
     assert all(any(name.startswith(prefix) for name in read) for prefix in COMES_LATER_BY_PREFIX)
+    assert all(any(matcher in selector for selector in read_by_rules) for matcher in COMES_LATER_BY_MATCHER)
 
 
-def test_service_that_ends_again_and_again_is_told_to_alertmanager(host, ask):
-    """The whole way of an alert, from the fault to Alertmanager."""
+def test_service_that_ends_again_and_again_is_told_to_alertmanager(host, ask, grafana):  # noqa: F811 - a fixture
+    """The whole way of an alert, from the fault to Alertmanager, and to the page where a person looks first."""
     unit = unit_name("tempo")
     for _ in range(5):
         before = host.check_output("systemctl show --property=NRestarts --value %s", unit)
@@ -130,3 +143,6 @@ def test_service_that_ends_again_and_again_is_told_to_alertmanager(host, ask):
     public = host.ansible.get_variables()["ansible_host"]
     assert found[0]["annotations"]["runbook_url"] == f"https://{public}/runbooks/ServiceRestarting.md"
     assert unit in found[0]["annotations"]["summary"]
+    look = Reader(grafana, time.time() - 600, time.time())
+    (panel,) = [p for p in look.dashboard("watchpost-start")["panels"] if p["title"] == "What fires"]
+    assert "ServiceRestarting" in json.dumps([answer.frames for answer in look.panel(panel, {})])

@@ -3,11 +3,10 @@
 import secrets
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import httpx
 import pytest
-from conftest import run_playbook
+from conftest import PROJECT, run_playbook
 from test_browser import Page
 
 #: Every fifth request fails, every fifth takes longer than the objective allows; and the same in the database.
@@ -18,7 +17,7 @@ FAULTS = {
 }
 ROUNDS = 12
 #: Brings only the application to other settings, in a few seconds.
-APPLICATION = Path(__file__).with_name("application.yml")
+APPLICATION = PROJECT / "playbooks/taskboard.yml"
 
 
 @dataclass
@@ -69,27 +68,28 @@ def visit(browser, url):
     browser.get("about:blank")  # some vitals are known only when the page goes away
 
 
-@pytest.fixture(scope="session")
-def _made():
-    return {}
+#: The traffic of this run, once it is made.
+MADE: list[Traffic] = []
 
 
 @pytest.fixture(scope="module")
-def traffic(_made, browser, target):
+def traffic(request, target):
     """Real traffic, made once for all modules of a run."""
-    if "traffic" not in _made:
-        began = time.time()
-        visit(browser, target.url)
-        run = run_playbook(APPLICATION, taskboard_faults=FAULTS)
+    if not MADE:
+        MADE.append(make(request.getfixturevalue("browser"), target))
+    return MADE[0]
+
+
+def make(browser, target):
+    """Make it, with the faults switched on in between."""
+    made = Traffic(time.time())
+    visit(browser, target.url)
+    for faults, rounds in ((FAULTS, ROUNDS), ({}, 3)):
+        run = run_playbook(APPLICATION, taskboard_faults=faults)
         assert run.code == 0, run.output
         with httpx.Client(base_url=target.url, verify=target.trust(), timeout=30, trust_env=False) as client:
-            answers = requests(client)
-        run = run_playbook(APPLICATION)
-        assert run.code == 0, run.output
-        with httpx.Client(base_url=target.url, verify=target.trust(), timeout=30, trust_env=False) as client:
-            answers += requests(client, 3)
-        visit(browser, target.url)
-        assert any(answer.status_code == 500 for answer in answers), "the fault of errors was not met"
-        assert any(answer.elapsed.total_seconds() > 0.6 for answer in answers), "the fault of latency was not met"
-        _made["traffic"] = Traffic(began, answers)
-    return _made["traffic"]
+            made.answers += requests(client, rounds)
+    visit(browser, target.url)
+    assert any(answer.status_code == 500 for answer in made.answers), "the fault of errors was not met"
+    assert any(answer.elapsed.total_seconds() > 0.6 for answer in made.answers), "the fault of latency was not met"
+    return made

@@ -2,9 +2,15 @@
 
 import base64
 import json
+import os
+from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
-from conftest import Answer
+import yaml
+from conftest import PROJECT, Answer, run_playbook
+
+from watchpost.secrets import SecretStore, state_dir
 
 HOME = "/etc/watchpost/grafana/current"
 GENERATIONS = {"grafana_admin_password": 2, "grafana_secret_key": 2}
@@ -93,11 +99,48 @@ def test_keys_of_data_sources_do_not_leave_grafana(api):
         assert "PRIVATE KEY" not in answer.body
 
 
-def test_dashboard_to_start_with_is_there_and_refers_to_real_stores(api, data_sources):
-    dashboard = api("/api/dashboards/uid/start-here").json
-    assert dashboard["meta"]["provisioned"] and dashboard["meta"]["folderTitle"] == "Watchpost"
-    asked = {target["datasource"]["uid"] for panel in dashboard["dashboard"]["panels"] for target in panel["targets"]}
-    assert asked <= set(data_sources)
+def test_dashboards_are_provisioned_and_cannot_be_changed(api, ask, host):
+    found = api("/api/search?type=dash-db&tag=watchpost").json
+    assert {dashboard["folderTitle"] for dashboard in found} == {"Watchpost"}
+    assert len(found) == 7
+    dashboard = api("/api/dashboards/uid/watchpost-start").json
+    assert dashboard["meta"]["provisioned"] and not dashboard["dashboard"]["editable"]
+    body = json.dumps({"dashboard": dashboard["dashboard"] | {"title": "Mine"}, "overwrite": True})
+    answer = api("/api/dashboards/db", method="POST", body=body)
+    assert answer.status == 400 and "provisioned" in answer.body
+
+
+def test_second_run_changes_no_dashboard_and_no_data_source(site, api):
+    def versions():
+        dashboards = {
+            found["uid"]: api(f"/api/dashboards/uid/{found['uid']}").json["dashboard"]["version"]
+            for found in api("/api/search?type=dash-db").json
+        }
+        return dashboards, {
+            uid: api(f"/api/datasources/uid/{uid}").json["version"] for uid in ("tempo", "loki", "prometheus")
+        }
+
+    before = versions()
+    run = site()
+    assert run.code == 0 and not run.changed, run.output
+    assert versions() == before
+
+
+def test_missing_dashboard_fails_the_run_with_its_name(site):
+    run = site(__grafana_wanted=["watchpost-start", "watchpost-gone"], __grafana_dashboard_seconds=2)
+    assert run.code != 0
+    assert "Grafana does not show watchpost-gone." in run.output
+
+
+def test_pages_may_load_nothing_from_elsewhere(ask):
+    policy = ask("grafana", "https", "/grafana/login", identity=None).headers["content-security-policy"]
+    assert "connect-src 'self'" in policy and "frame-ancestors 'none'" in policy and "'nonce-" in policy
+    assert "grafana.com" not in policy
+
+
+def test_pictures_of_people_are_asked_of_nobody(api):
+    assert "gravatar" not in api("/api/user").json["avatarUrl"] + json.dumps(api("/api/org/users").json)
+    assert api("/api/frontend/settings").json["disableUserSignUp"]
 
 
 @pytest.fixture
@@ -130,8 +173,8 @@ def test_sound_configuration_is_accepted(verdict):
         ("provisioning/datasources/stores.yml", r"s/ uid: loki$/&\n    isDefault: true/", "Only one datasource"),
         ("provisioning/datasources/stores.yml", "s/tls.key/gone.key/", "gone.key: no such file"),
         ("grafana.ini", "s/^.server.$/[server/", "unclosed section"),
-        ("dashboards/start-here.json", "1s/{/{{/", "start-here.json is not JSON"),
-        ("dashboards/start-here.json", "s/Start here//", "Dashboard title cannot be empty"),
+        ("dashboards/watchpost-start.json", "1s/{/{{/", "watchpost-start.json is not JSON"),
+        ("dashboards/watchpost-start.json", "s/Start here//", "Dashboard title cannot be empty"),
         ("provisioning/dashboards/watchpost.yml", "s/^providers:/providers: {/", "yaml: line"),
     ],
 )
@@ -149,6 +192,152 @@ def test_refused_configuration_is_named_and_the_old_one_keeps_running(assert_ref
 def test_wrongly_typed_variable_is_named(site):
     run = site(grafana_memory_mib="plenty")
     assert run.code != 0 and "grafana_memory_mib" in run.output
+
+
+PEOPLE = {
+    "anna": {"email": "anna@example.org", "name": "Anna Berg", "role": "Editor", "teams": ["shop"]},
+    "ben": {"email": "ben@example.org"},
+}
+ROBOTS = {"reports": "Viewer"}
+
+
+@pytest.fixture(scope="module")
+def deployment():
+    """Its name on the controller, where its secrets are."""
+    inventory = yaml.safe_load(Path(os.environ["MOLECULE_INVENTORY_FILE"]).read_text())
+    return next(find(inventory, "watchpost_deployment"))
+
+
+def find(tree, name):
+    """The values of a key, wherever it stands."""
+    if isinstance(tree, dict):
+        yield from ([tree[name]] if name in tree else [])
+        for part in tree.values():
+            yield from find(part, name)
+
+
+@pytest.fixture
+def as_user(ask, deployment):
+    """Ask Grafana's API as one of the people, with the password that the controller keeps for them."""
+
+    def as_user(login, path, **request):
+        secret = SecretStore(deployment).read()[f"grafana_user_{login}"]["value"]
+        header = base64.b64encode(f"{login}:{secret}".encode()).decode()
+        headers = {"Authorization": f"Basic {header}", "Content-Type": "application/json"}
+        return ask("grafana", "https", f"/grafana{path}", identity=None, headers=headers, **request)
+
+    return as_user
+
+
+def test_people_get_in_with_just_their_rights_and_nobody_else_does(site, api, as_user):
+    run = site(grafana_users=PEOPLE, grafana_service_accounts=ROBOTS)
+    assert run.code == 0, run.output
+    again = site(grafana_users=PEOPLE, grafana_service_accounts=ROBOTS)
+    assert again.code == 0 and not again.changed, again.output
+    new = json.dumps({"dashboard": {"title": "Of Anna", "uid": "of-anna"}})
+    assert as_user("ben", "/api/search").status == 200
+    assert as_user("ben", "/api/dashboards/db", method="POST", body=new).status == 403
+    assert as_user("anna", "/api/dashboards/db", method="POST", body=new).status == 200
+    for login in PEOPLE:
+        for path in ("/api/admin/settings", "/api/users", "/api/serviceaccounts/search"):
+            assert as_user(login, path).status == 403, (login, path)
+    (team,) = api("/api/teams/search").json["teams"]
+    assert (team["name"], team["memberCount"]) == ("shop", 1)
+
+    (robot,) = api("/api/serviceaccounts/search").json["serviceAccounts"]
+    assert (robot["name"], robot["role"]) == ("reports", "Viewer")
+
+    run = site(grafana_users={"anna": PEOPLE["anna"] | {"role": "Viewer", "teams": [], "generation": 2}})
+    assert run.code == 0, run.output
+    assert as_user("ben", "/api/search").status == 401, "who is no longer named is let in no more"
+    assert as_user("anna", "/api/dashboards/db", method="POST", body=new).status == 403
+    assert api("/api/teams/search").json["teams"] == []
+    assert api("/api/serviceaccounts/search").json["serviceAccounts"] == []
+    assert api("/api/dashboards/uid/of-anna", method="DELETE").status == 200
+
+
+@pytest.mark.parametrize(
+    ("variables", "complaint"),
+    [
+        ({"grafana_users": {"anna": {"name": "Anna"}}}, "grafana_users.anna has no email"),
+        ({"grafana_users": {"anna": {"email": "a@b.c", "role": "Owner"}}}, "grafana_users.anna.role is Owner"),
+        ({"grafana_users": {"anna": {"email": "a@b.c", "password": "x"}}}, "grafana_users.anna has password"),
+        ({"grafana_users": {"admin": {"email": "a@b.c"}}}, "grafana_users.admin: a login"),
+        ({"grafana_service_accounts": {"robot": "Root"}}, "grafana_service_accounts.robot is Root"),
+        ({"grafana_oidc": {"client_id": "x", "auth_url": "http://a", "token_url": "https://a", "api_url": "https://a"},
+          "grafana_oidc_client_secret": "s"}, "grafana_oidc.auth_url must begin with https://"),
+        ({"grafana_oidc": {"client_id": "x", "auth_url": "https://a", "token_url": "https://a", "api_url": "https://a"}},
+         "grafana_oidc needs grafana_oidc_client_secret"),
+    ],
+)  # fmt: skip
+def test_wrong_account_or_provider_is_refused_by_its_name(site, variables, complaint):
+    run = site("--limit=all", **variables)
+    assert run.code != 0 and complaint in run.output, run.output
+
+
+def test_token_of_a_program_reads_and_changes_nothing(site, ask, deployment):
+    assert site(grafana_service_accounts=ROBOTS).code == 0
+    playbook = PROJECT / "playbooks/grafana-token.yml"
+    tokens = []
+    for _ in range(2):
+        run = run_playbook(playbook, grafana_service_account="reports")
+        assert run.code == 0, run.output
+        file = state_dir(deployment) / "grafana-reports.token"
+        assert file.stat().st_mode & 0o077 == 0
+        tokens.append(file.read_text().strip())
+        assert tokens[-1] not in run.output
+    path = "/grafana/api/dashboards/uid/watchpost-start"
+    assert ask("grafana", "https", path, identity=None, token=tokens[0]).status == 401, "the earlier one has ended"
+    assert ask("grafana", "https", path, identity=None, token=tokens[1]).status == 200
+    refused = ask(
+        "grafana", "https", "/grafana/api/dashboards/db", identity=None, token=tokens[1], method="POST", body="{}"
+    )
+    assert refused.status in (400, 403), refused
+    assert ask("grafana", "https", "/grafana/api/users", identity=None, token=tokens[1]).status == 403
+    assert site().code == 0  # and it is gone
+
+
+OIDC = {
+    "client_id": "watchpost", "issuer_name": "Example",
+    "auth_url": "https://login.example.org/authorize", "token_url": "https://login.example.org/token",
+    "api_url": "https://login.example.org/userinfo",
+    "role_attribute_path": "contains(groups[*], 'ops') && 'Editor' || 'Viewer'",
+}  # fmt: skip
+
+
+def test_login_by_a_provider_begins_there_and_keeps_its_cookie(site, ask, host):
+    secret = "oidc-secret-of-the-test"
+    run = site(grafana_oidc=OIDC, grafana_oidc_client_secret=secret)
+    assert run.code == 0 and secret not in run.output, run.output
+    answer = ask("grafana", "https", "/grafana/login/generic_oauth", identity=None)
+    assert answer.status == 302
+    address = urlsplit(answer.headers["location"])
+    asked = dict(parse_qsl(address.query))
+    assert f"{address.scheme}://{address.netloc}{address.path}" == OIDC["auth_url"]
+    assert (asked["client_id"], asked["scope"]) == ("watchpost", "openid profile email")
+    assert asked["code_challenge_method"] == "S256" and asked["state"]
+    assert asked["redirect_uri"].endswith("/grafana/login/generic_oauth")
+    assert "SameSite=Lax" in answer.headers["set-cookie"] and "Secure" in answer.headers["set-cookie"]
+    assert secret not in host.check_output("cat /etc/watchpost/grafana/current/grafana.ini")
+    assert site().code == 0
+
+
+def test_deleted_dashboard_of_a_person_comes_back_from_the_backup(api, tmp_path):
+    folder = {"uid": "people", "title": "People"}
+    assert api("/api/folders", method="POST", body=json.dumps(folder)).status == 200
+    mine = {"title": "Mine", "uid": "mine", "panels": [{"type": "text", "title": "Hello", "id": 1}]}
+    body = json.dumps({"dashboard": mine, "folderUid": "people"})
+    assert api("/api/dashboards/db", method="POST", body=body).status == 200
+    run = run_playbook(PROJECT / "playbooks/grafana-backup.yml", grafana_backup=str(tmp_path))
+    assert run.code == 0 and "changed=0" in run.output, run.output
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.json"], "what Watchpost provides is not among them"
+    assert api("/api/folders/people", method="DELETE").status == 200
+    assert api("/api/dashboards/uid/mine").status == 404
+    run = run_playbook(PROJECT / "playbooks/grafana-restore.yml", grafana_backup=str(tmp_path))
+    assert run.code == 0, run.output
+    back = api("/api/dashboards/uid/mine").json
+    assert back["meta"]["folderTitle"] == "People" and back["dashboard"]["panels"] == mine["panels"]
+    assert api("/api/folders/people", method="DELETE").status == 200
 
 
 def test_rotated_password_and_key_replace_the_old_ones(site, api, host):

@@ -15,8 +15,9 @@ from conftest import unit_name, wait_until
 from otlp import JSON, Probe, attributes
 
 TRACES = 80
-#: Traces kept of TRACES, a fifth of them by chance: wrong by chance once in a million runs (binomial distribution).
-SHARE = range(2, 36)
+#: Traces kept of TRACES, by the share of their service: wrong by chance once in a million runs (binomial distribution).
+SHARES = {"ordinary": range(2, 36), "half": range(18, 63), "never": range(1)}
+BEGAN = int(time.time())  # Tempo may have traces of the services that have fixed names from earlier runs
 #: Until a trace is decided, found by a search and counted: the sampler's wait, Tempo's and the counts' intervals.
 SETTLED = 60
 wait_for = functools.partial(wait_until, seconds=SETTLED)
@@ -73,7 +74,10 @@ def kept(ask):
     """How many traces of a service Tempo has, each whole."""
 
     def kept(service):
-        query = urlencode({"q": f'{{ resource.service.name = "{service}" }} | count() > 1', "limit": 2 * TRACES})
+        query = urlencode(
+            {"q": f'{{ resource.service.name = "{service}" }} | count() > 1', "limit": 2 * TRACES}
+            | {"start": BEGAN - 1, "end": int(time.time()) + 60}
+        )
         return len(ask("tempo", "http", f"/api/search?{query}").json["traces"])
 
     return kept
@@ -108,6 +112,8 @@ def sent(settled, send, sample):
             "verify": Traces(user_agent="watchpost-verify/0.1.0"),
             "ordinary": Traces(),
             "generous": Traces(service="generous"),
+            "half": Traces(service="half"),
+            "never": Traces(service="never"),
         }
         for traces in settled.values():
             assert send(traces.body).status == 200
@@ -118,11 +124,12 @@ def sent(settled, send, sample):
 
 @pytest.mark.parametrize("kind", ["failed", "server error", "slow", "verify", "generous"])
 def test_every_trace_that_must_be_kept_is_kept(sent, kept, kind):
-    wait_for(lambda: kept(sent[kind].service) >= TRACES)  # `generous` has those of earlier runs too
+    wait_for(lambda: kept(sent[kind].service) == TRACES)
 
 
-def test_of_ordinary_traces_the_stated_share_is_kept(sent, kept):
-    assert kept(sent["ordinary"].service) in SHARE
+@pytest.mark.parametrize("kind", SHARES)
+def test_of_other_traces_the_share_of_their_service_is_kept(sent, kept, kind):
+    assert kept(sent[kind].service) in SHARES[kind]
 
 
 def test_spans_are_counted_before_they_are_sampled(sent, sample):
@@ -167,6 +174,18 @@ def test_full_queue_refuses_and_the_sender_may_come_again(host, send):
     finally:
         host.check_output("systemctl start %s", unit)
     wait_for(lambda: send(Probe().log("room again"), "logs").status == 200)
+
+
+@pytest.mark.parametrize("convention", ["deployment.environment.name", "deployment.environment"])
+def test_log_line_is_found_by_its_environment_and_its_level(send, ask, convention):
+    service = f"probe-{secrets.token_hex(4)}"
+    resource = {"attributes": [*attributes(service__name=service), *attributes(**{convention: "test"})]}
+    record = {"severityText": "ERROR", "severityNumber": 17, "body": {"stringValue": "it broke"}}
+    body = json.dumps({"resourceLogs": [{"resource": resource, "scopeLogs": [{"logRecords": [record]}]}]})
+    assert send(body, "logs").status == 200
+    names = f'service_name="{service}", deployment_environment="test", deployment_environment_name="test"'
+    query = urlencode({"query": f'{{{names}}} | level="error"', "since": "1h"})
+    wait_for(lambda: ask("loki", "http", f"/loki/api/v1/query_range?{query}").json["data"]["result"])
 
 
 #: Runs on the host: packs far more than a request may have, and sends it several times at once.

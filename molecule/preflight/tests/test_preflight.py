@@ -79,6 +79,16 @@ def test_values_that_cannot_be_meant_are_named(refusal):
     assert 'pki_extra_identities holds "../loki"; a name is' in said
 
 
+def test_objectives_that_cannot_be_meant_are_named(refusal):
+    sound = {"name": "a", "service": "shop", "objective": 0.99, "availability": {}}
+    said = refusal(watchpost_slos=[sound, {**sound, "name": "b", "objective": 1.2, "windw": "30d"}])
+    assert "preflight found 2 problems" in said
+    assert "watchpost_slos[1].objective: 1.2 is not below 1" in said
+    assert "watchpost_slos[1].windw: is not a field here; did you mean window?" in said
+    said = refusal(prometheus_retention_days=20)
+    assert "prometheus_retention_days is 20, but watchpost_slos[0] (tasks-available) counts over 30 days" in said
+
+
 def test_value_that_refers_to_another_roles_default_or_to_a_secret_is_understood(converge):
     run = converge(
         pki_validity_days="{{ pki_renew_before_days * 4 }}",

@@ -1,9 +1,9 @@
 #!/usr/bin/python3
 """Stop a store while its disk is nearly full, and start it again when there is room: `disk_guard.py SETTINGS`.
 
-On a full disk the stores go on answering, and lose: Tempo what it takes, Loki what it takes until it is killed, and
-Prometheus refuses with a status that senders take for final. Stopped, they refuse the connection; then the Collector
-keeps what comes in and tries again, until its own queue is full and refuses its senders, for now.
+On a full disk the stores go on answering, and lose: Tempo what it takes, Loki what it has in memory when it is killed,
+and Prometheus refuses with a status that senders take for final. Stopped, they refuse the connection; then the
+Collector keeps what comes in and tries again. It is a store too: what it samples it has acknowledged, and must queue.
 
 The settings are JSON: `metrics`, the file for node_exporter's textfile collector or nothing; and `stores`, by name:
 `state` (directory), `unit`, and `least` (bytes that must be free on that directory's disk). A store is started again

@@ -1,0 +1,259 @@
+"""The stages of a delivery: their order, what is kept of each, what the report says, and the build servers' files."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import typer.main
+import yaml
+from typer.testing import CliRunner
+
+from watchpost.cli import COMMANDS, command_line
+from watchpost.delivery import pipeline
+from watchpost.delivery.pipeline import STAGES, Stage, last_words, outcomes
+from watchpost.delivery.report import Findings, Story, render
+from watchpost.ledger import Run, Sent
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+def python(code):
+    return [sys.executable, "-c", code]
+
+
+@pytest.fixture
+def stages(monkeypatch):
+    """Put these commands in the stages' places; what each stage may say of itself stays as it is."""
+
+    def replace(**commands):
+        found = [
+            Stage(each.name, lambda _, __, command=commands[each.name]: command, each.cause)
+            for each in STAGES
+            if each.name in commands
+        ]
+        monkeypatch.setattr(pipeline, "STAGES", found)
+
+    return replace
+
+
+def run_pipeline(run, *words):
+    return CliRunner().invoke(command_line("pipeline"), ["pipeline", "--run", str(run), *words])
+
+
+def test_stages_run_in_order_and_each_ones_words_are_kept(tmp_path, stages):
+    stages(provision=python("print('/an/inventory')"), deploy=python("print('deployed')"), gate=python("print('good')"))
+    answer = run_pipeline(tmp_path)
+    assert answer.exit_code == 0, answer.output
+    assert [(each.stage, each.passed) for each in outcomes(tmp_path)] == [
+        ("provision", True),
+        ("deploy", True),
+        ("gate", True),
+    ]
+    assert (tmp_path / "deploy.log").read_text() == "deployed\n"
+    assert (tmp_path / "inventory").read_text() == "/an/inventory\n"
+
+
+def test_first_failing_stage_ends_the_run_and_is_reported_with_its_last_words(tmp_path, stages):
+    broken = "import sys; print('one'); print('the disk is full'); sys.exit(3)"
+    stages(provision=python("print('/an/inventory')"), deploy=python(broken), gate=python("print('good')"))
+    answer = run_pipeline(tmp_path)
+    assert answer.exit_code == 1
+    assert "Not delivered: deploy failed." in answer.output and "the disk is full" in answer.output
+    assert [each.stage for each in outcomes(tmp_path)] == ["provision", "deploy"]
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / name).read_text()
+        assert "Not delivered: deploy failed" in text and "the disk is full" in text, name
+
+
+def test_command_that_does_not_exist_is_a_failed_stage(tmp_path, stages):
+    stages(provision=["/no/such/program"])
+    answer = run_pipeline(tmp_path)
+    assert answer.exit_code == 1 and "/no/such/program" in answer.output
+
+
+def test_new_run_forgets_what_the_old_one_wrote_and_nothing_else(tmp_path, stages):
+    for name in ("gate.json", "verify.xml", "deploy.log", "notes.txt"):
+        (tmp_path / name).write_text("old")
+    stages(provision=python("print('/an/inventory')"))
+    run_pipeline(tmp_path)
+    assert (tmp_path / "notes.txt").exists()
+    assert not any((tmp_path / name).exists() for name in ("gate.json", "verify.xml", "deploy.log"))
+
+
+def test_stages_called_one_by_one_share_the_inventory(tmp_path, stages):
+    stages(provision=python("print('/an/inventory')"), deploy=python("print('deployed')"))
+    assert run_pipeline(tmp_path, "deploy").exit_code == 2, "nothing is provisioned yet"
+    assert run_pipeline(tmp_path, "provision").exit_code == 0
+    assert run_pipeline(tmp_path, "deploy").exit_code == 0
+    assert len(outcomes(tmp_path)) == 2
+
+
+def test_unknown_stage_is_refused_with_those_that_there_are(tmp_path):
+    answer = run_pipeline(tmp_path, "launch")
+    assert answer.exit_code == 2 and "provision, deploy, traffic, verify, gate" in answer.output
+
+
+def test_cause_of_a_failed_play_is_its_last_failure(tmp_path):
+    (tmp_path / "deploy.log").write_text(
+        "TASK [one]\nfatal: [vm]: UNREACHABLE! => first\n\nTASK [two]\n"
+        "fatal: [vm]: FAILED! =>\n    changed: false\n    msg: loki was put back\n\nPLAY RECAP ***\nvm : failed=1\n"
+    )
+    words = last_words(tmp_path, "deploy")
+    assert "loki was put back" in words and "first" not in words and "RECAP" not in words
+
+
+# --- the report ---
+
+
+def sent(**changes):
+    base = {"method": "GET", "path": "/api/tasks", "expected": 200, "status": 200, "trace_id": "a" * 32}
+    base |= {"span_id": "b" * 16, "reads_database": True, "operation": "list", "started": 1000.0, "seconds": 0.25}
+    return Sent(**base | changes)
+
+
+def story(**changes):
+    good = {"run": "r", "ok": True, "failures": [], "checks": []}
+    base = {"outcomes": [], "run": Run("r", "https://vm", 1000.0, "taskboard 1"), "sent": [sent()]}
+    return Story(**base | {"verified": None, "judged": good, "findings": Findings()} | changes)
+
+
+def test_report_links_the_slowest_requests_to_their_traces():
+    requests = [sent(trace_id=f"{number:032x}", seconds=number / 100) for number in range(30)]
+    page = render(story(sent=requests), "report.html.j2")
+    links = re.findall(r'href="(https://vm/grafana/explore\?left=[^"]+)"', page)
+    assert len(links) == 10 and f"{29:032x}" in links[0]
+
+
+def test_report_is_one_file_that_asks_for_nothing_else():
+    page = render(story(findings=Findings(budgets={"availability": [(1.0, 0.5), (2.0, 0.4)]})), "report.html.j2")
+    assert not re.search(r"<(script|link|img|iframe)|@import|url\((?!#)", page)
+    assert page.count("<svg") == 3
+
+
+def test_report_does_not_take_a_program_s_words_for_markup():
+    outcome = pipeline.Outcome("deploy", False, 1.0, "<script>alert(1)</script>")
+    page = render(story(outcomes=[outcome]), "report.html.j2")
+    assert "<script>" not in page and "&lt;script&gt;" in page
+
+
+def test_run_that_nobody_judged_is_not_delivered():
+    assert "Not delivered: gate failed" in render(story(judged=None), "report.md.j2")
+
+
+def test_report_of_an_empty_directory_says_what_is_lacking(tmp_path):
+    answer = CliRunner().invoke(command_line("report"), ["report", "--run", str(tmp_path), "--inventory", "/none"])
+    assert answer.exit_code == 0
+    text = (tmp_path / "report.md").read_text()
+    assert "Not delivered" in text and "ledger.jsonl" in text and "/none" in text
+
+
+# --- flags, environment, file ---
+
+
+def watchpost(tmp_path, *words, file="", **environment):
+    (tmp_path / "watchpost.toml").write_text(file)
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(PROJECT)} | environment
+    command = [sys.executable, "-m", "watchpost", *words]
+    return subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, check=False)
+
+
+def write_run(tmp_path, seconds):
+    lines = [asdict(Run("r", "https://x", 0.0)), *(asdict(sent(seconds=seconds)) for _ in range(200))]
+    (tmp_path / "ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_flag_beats_environment_beats_file_beats_default(tmp_path):
+    write_run(tmp_path, 0.3)
+    file = 'run = "."\n[gate]\np95 = 200\n'
+    assert watchpost(tmp_path, "gate", "--run", ".").returncode == 0, "the default is 500 ms"
+    assert watchpost(tmp_path, "gate", file=file).returncode == 1
+    assert watchpost(tmp_path, "gate", file=file, WATCHPOST_GATE_P95="400").returncode == 0
+    assert watchpost(tmp_path, "gate", "--p95", "100", file=file, WATCHPOST_GATE_P95="400").returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "complaint"),
+    [
+        ("[gait]\n", "[gait] is no sub-command"),
+        ("[gate]\np59 = 1\n", "p59 is no option of it; it has availability, baseline"),
+        ("p95 = 1\n", "p95 is not shared by all"),
+        ("p95 = \n", "watchpost.toml"),
+    ],
+)
+def test_configuration_file_that_cannot_be_meant_is_refused(tmp_path, file, complaint):
+    answer = watchpost(tmp_path, "gate", file=file)
+    assert answer.returncode != 0 and complaint in answer.stderr
+
+
+# --- what build servers run ---
+
+
+@pytest.fixture(scope="session")
+def jenkinsfile():
+    """What Groovy finds in the Jenkinsfile: a list of {path, word, arguments}."""
+    assert shutil.which("groovy"), 'Groovy is missing: python -m watchpost packages "unit tests"'
+    return evaluate(PROJECT / "Jenkinsfile")
+
+
+def evaluate(file):
+    command = ["groovy", str(PROJECT / "tests/jenkinsfile.groovy"), str(file)]
+    answer = subprocess.run(command, text=True, capture_output=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    return json.loads(answer.stdout)
+
+
+def shell_commands(found):
+    return [each["arguments"][0] for each in found if each["word"] == "sh"]
+
+
+def workflow():
+    return yaml.safe_load((PROJECT / ".github/workflows/delivery.yml").read_text())
+
+
+def test_jenkinsfile_has_the_stages_in_order(jenkinsfile):
+    stages = [each["arguments"][0] for each in jenkinsfile if each["word"] == "stage"]
+    assert stages == ["lint", "unit", *(stage.name for stage in STAGES)]
+
+
+def test_jenkinsfile_reports_and_cleans_up_in_any_case(jenkinsfile):
+    assert ["post", "always"] in [each["path"] for each in jenkinsfile if "report" in str(each["arguments"])]
+    words = {each["word"] for each in jenkinsfile}
+    assert {"junit", "archiveArtifacts", "timeout", "credentials"} <= words
+    assert ["post", "cleanup"] in [each["path"] for each in jenkinsfile if "down" in str(each["arguments"])]
+
+
+@pytest.mark.parametrize("damage", [("steps {", "steps "), ("stages {", "stagse {"), ("junit", "jnuit")])
+def test_jenkinsfile_that_is_damaged_is_refused(tmp_path, damage):
+    file = tmp_path / "Jenkinsfile"
+    file.write_text((PROJECT / "Jenkinsfile").read_text().replace(*damage))
+    with pytest.raises(AssertionError):
+        evaluate(file)
+
+
+def test_both_build_servers_run_the_same_commands(jenkinsfile):
+    steps = [step.get("run", "") for step in workflow()["jobs"]["deliver"]["steps"]]
+    commands = [line.strip() for step in steps for line in step.replace("&&", "\n").splitlines() if line.strip()]
+    shared = [command for command in commands if command.startswith(("make", "python"))]
+    assert shared == shell_commands(jenkinsfile)
+
+
+def test_every_command_of_the_build_servers_exists(jenkinsfile):
+    targets = set(re.findall(r"^([a-z]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
+    app = typer.main.get_command(command_line(*COMMANDS))
+    for command in shell_commands(jenkinsfile):
+        program, *words = command.split()
+        if program == "make":
+            assert set(words) <= targets, command
+            continue
+        assert (program, words[:2]) == ("python", ["-m", "watchpost"]), command
+        found = app
+        for word in words[2:]:
+            found = getattr(found, "commands", {}).get(word, found)
+        assert found is not app, command
+        if found.name == "pipeline":
+            assert words[-1] in {stage.name for stage in STAGES}, command

@@ -1,0 +1,268 @@
+"""`watchpost gate`: say whether a run was good enough to be delivered, from its ledger alone.
+
+What its callers saw is judged, not what the service says of itself: a request that found nobody counts as unavailable.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+from pydantic import TypeAdapter, ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from watchpost import junit
+from watchpost.delivery.traffic import LEDGER
+from watchpost.ledger import LedgerError, Sent, percentile
+from watchpost.ledger import read as ledger_of
+from watchpost.options import RUN, Json, RunDirectory
+from watchpost.slo.cli import read_file
+from watchpost.slo.spec import SpecError
+from watchpost.verify import SERVICE
+
+VERDICT = "gate.json"
+#: How sure the comparison must be before it calls a difference real: one false alarm in so many comparisons, at most.
+FALSE_ALARMS = 1 / 1000
+
+
+@dataclass(frozen=True)
+class Check:
+    """One limit, and how the run kept it."""
+
+    name: str
+    measured: str
+    limit: str
+    passed: bool
+    why: str = ""  # what it counts, for whoever reads only this
+
+    @property
+    def failure(self) -> str:
+        """Say what is wrong; empty when nothing is."""
+        return "" if self.passed else f"{self.name} is {self.measured}, must be {self.limit} ({self.why})"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a run must keep. Shares are from 0 to 1, latencies in seconds."""
+
+    availability: float
+    p95: float
+    error_rate: float
+    least: int
+
+
+def judge(sent: Sequence[Sent], limits: Limits) -> list[Check]:
+    """Hold a run's requests against fixed limits.
+
+    Availability is the share of requests that were answered, and not with a 5xx; the error rate is the share of answers
+    other than the expected one, where the refusal of nonsense (4xx) is expected. P95 is over all requests, by nearest
+    rank; a request without an answer took as long as was waited for it.
+    """
+    total = len(sent)
+    bad = sum(not each.available for each in sent)
+    wrong = sum(not each.as_expected for each in sent)
+    p95 = percentile([each.seconds for each in sent], 0.95)
+    checks = [Check("requests", str(total), f"at least {limits.least}", total >= limits.least, "fewer prove nothing")]
+    if not total:
+        return checks
+    available, errors = 1 - bad / total, wrong / total
+    return [
+        *checks,
+        Check(
+            "availability",
+            f"{available:.3%}",
+            f"at least {limits.availability:.3%}",
+            available >= limits.availability,
+            f"{bad} of {total} requests got a 5xx or no answer",
+        ),
+        Check(
+            "error rate",
+            f"{errors:.3%}",
+            f"at most {limits.error_rate:.3%}",
+            errors <= limits.error_rate,
+            f"{wrong} of {total} answers are not the expected ones",
+        ),
+        Check(
+            "P95",
+            f"{1000 * p95:.0f} ms",
+            f"at most {1000 * limits.p95:.0f} ms",
+            p95 <= limits.p95,
+            f"slowest request: {1000 * max(each.seconds for each in sent):.0f} ms",
+        ),
+    ]
+
+
+# --- the comparison with an earlier run ---
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """An earlier run that was good: latencies in seconds by operation, requests and wrong answers."""
+
+    run: str
+    latencies: dict[str, list[float]]
+    requests: int
+    wrong: int
+
+
+def baseline_of(run: str, sent: Sequence[Sent]) -> Baseline:
+    """Return what later runs are compared with."""
+    latencies: dict[str, list[float]] = {}
+    for each in sent:
+        latencies.setdefault(each.operation, []).append(round(each.seconds, 6))
+    return Baseline(run, latencies, len(sent), sum(not each.as_expected for each in sent))
+
+
+def compare(sent: Sequence[Sent], baseline: Baseline, slower_by: float) -> list[Check]:
+    """Say of each operation whether it has become slower, and of all together whether more fail.
+
+    Slower is an operation when its median exceeds `slower_by` times the earlier one and chance hardly explains that:
+    a one-sided Mann-Whitney U test (Mann and Whitney 1947), which asks no shape of the latencies' distribution. More
+    fail when Fisher's exact test, one-sided, says so. The level is FALSE_ALARMS, shared by all tests of a run
+    (Bonferroni's correction), so that noise fails a build once in a thousand runs, at most.
+    """
+    from scipy import stats  # type: ignore[import-untyped]  # no types; a second to load: only when it is needed
+
+    now = baseline_of("", sent)
+    both = sorted(now.latencies.keys() & baseline.latencies.keys())
+    level = FALSE_ALARMS / (len(both) + 1)
+    checks = []
+    for operation in both:
+        new, old = now.latencies[operation], baseline.latencies[operation]
+        ratio = percentile(new, 0.5) / max(percentile(old, 0.5), 1e-9)
+        chance = float(stats.mannwhitneyu(new, old, alternative="greater").pvalue)
+        checks.append(
+            Check(
+                f"{operation} against run {baseline.run}",
+                f"{ratio:.2f} times",
+                f"at most {slower_by:.2f} times",
+                ratio <= slower_by or chance > level,
+                f"median {1000 * percentile(new, 0.5):.1f} ms, was {1000 * percentile(old, 0.5):.1f} ms; "
+                f"by chance with probability {chance:.2g}, {len(new)} and {len(old)} requests",
+            )
+        )
+    table = [[now.wrong, now.requests - now.wrong], [baseline.wrong, baseline.requests - baseline.wrong]]
+    chance = float(stats.fisher_exact(table, alternative="greater").pvalue)
+    checks.append(
+        Check(
+            f"errors against run {baseline.run}",
+            f"{now.wrong} of {now.requests}",
+            f"no more than {baseline.wrong} of {baseline.requests}, but by chance",
+            chance > level,
+            f"by chance with probability {chance:.2g}",
+        )
+    )
+    return checks
+
+
+def read_baseline(file: Path) -> Baseline:
+    """Read a baseline; raise LedgerError naming the file when it is none."""
+    try:
+        baseline: Baseline = TypeAdapter(Baseline).validate_json(file.read_bytes())
+    except OSError as error:
+        raise LedgerError(f"--baseline {file}: {error.strerror}; --save-baseline writes one") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise LedgerError(f"--baseline {file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    return baseline
+
+
+# --- the command ---
+
+
+def promised(service: str) -> tuple[float | None, float | None]:
+    """Return what `group_vars/all/slo.yml` promises of a service's requests: availability, and the latency in seconds.
+
+    Of several the strictest counts; None is what nothing is promised of.
+    """
+    slos = [slo for slo in read_file().slos if slo.service == service]
+    shares = [slo.objective for slo in slos if slo.availability and slo.availability.of == "requests"]
+    thresholds = [slo.latency.threshold for slo in slos if slo.latency and slo.latency.of == "requests"]
+    return max(shares, default=None), min(thresholds, default=None)
+
+
+def gate(
+    run: RunDirectory = RUN,
+    availability: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Least share answered, and not with a 5xx; default: the objective in slo.yml, or 0.99."
+        ),
+    ] = None,
+    p95: Annotated[
+        float | None,
+        typer.Option(min=0, help="Greatest P95 latency, milliseconds; default: the threshold in slo.yml, or 500."),
+    ] = None,
+    error_rate: Annotated[float, typer.Option(min=0, max=1, help="Greatest share of unexpected answers.")] = 0.01,
+    least: Annotated[int, typer.Option(min=1, help="Requests without which nothing is proven.")] = 100,
+    baseline: Annotated[
+        Path | None, typer.Option(help="Compare with this earlier run, which --save-baseline wrote.")
+    ] = None,
+    save_baseline: Annotated[
+        Path | None, typer.Option(help="If the run is good, keep it here for later runs to be compared with.")
+    ] = None,
+    slower_by: Annotated[
+        float, typer.Option(min=1, help="How many times an operation's earlier median its present one may be.")
+    ] = 1.5,
+    as_json: Json = False,
+) -> None:
+    """Fail unless the run was good: enough requests answered, few errors, fast, and no worse than an earlier run.
+
+    The limits are those of the objectives (group_vars/all/slo.yml), if no flag says otherwise.
+
+    Reads RUN/ledger.jsonl, which `watchpost traffic` wrote; needs no appliance. Writes RUN/gate.json and RUN/gate.xml
+    (JUnit). A difference from the baseline counts only when it is large and chance does not explain it.
+
+    Exit code: 0 good, 1 a limit is not kept (with the numbers), 2 wrong usage, or a file cannot be read.
+    """
+    try:
+        made, sent = ledger_of(run / LEDGER)
+        share, threshold = promised(SERVICE)
+        limits = Limits(
+            availability if availability is not None else share or 0.99,
+            p95 / 1000 if p95 is not None else threshold or 0.5,
+            error_rate,
+            least,
+        )
+        checks = judge(sent, limits)
+        if baseline and sent:
+            checks += compare(sent, read_baseline(baseline), slower_by)
+    except (LedgerError, SpecError, OSError, yaml.YAMLError) as error:
+        Console(stderr=True).print(f"watchpost gate: {error}", markup=False, soft_wrap=True, highlight=False)
+        raise typer.Exit(2) from error
+    good = all(check.passed for check in checks)
+    verdict = {"run": made.id, "ok": good, "failures": [check.failure for check in checks if not check.passed]}
+    verdict |= {"checks": [asdict(check) for check in checks]}
+    (run / VERDICT).write_text(json.dumps(verdict, indent=2) + "\n")
+    cases = [junit.Case(c.name, failure=c.failure, output=f"{c.measured}; {c.limit}; {c.why}") for c in checks]
+    junit.write(run / "gate.xml", "watchpost gate", cases)
+    if good and save_baseline:
+        save_baseline.write_text(json.dumps(asdict(baseline_of(made.id, sent))) + "\n")
+    if as_json:
+        sys.stdout.write(json.dumps(verdict, indent=2) + "\n")
+    else:
+        show(checks, made.id)
+    if not good:
+        raise typer.Exit(1)
+
+
+def show(checks: Sequence[Check], run: str) -> None:
+    """Print the checks for a person."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 140  # a log has no width of its own
+    table = Table("Check", "Measured", "Limit", "", "", title=f"Run {run}")
+    for check in checks:
+        verdict = "[green]kept[/]" if check.passed else "[bold red]not kept[/]"
+        table.add_row(check.name, check.measured, check.limit, verdict, check.why)
+    console.print(table)
+    for check in checks:
+        if not check.passed:
+            console.print(f"Not delivered: {check.failure}", markup=False, soft_wrap=True)
