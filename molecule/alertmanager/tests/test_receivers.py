@@ -368,14 +368,11 @@ def test_many_alerts_and_ended_ones_are_told_in_few_words(world, host):
     assert span == {"from": "1767321000000", "to": "1767326400000"}
 
 
-def test_secrets_are_in_no_configuration_and_no_output(world, host):
-    secrets = [*SECRETS.values(), ROUTING_KEY]
-    for secret in secrets:
+def test_secrets_are_not_in_the_output_of_the_run(world, host):
+    # That they are nowhere on the host but in root's files is asked of every component, in shared/.
+    for secret in (*SECRETS.values(), ROUTING_KEY):
         assert secret not in world.run.output
-    found = "grep -rlF -e " + " -e ".join(secrets)
-    places = f"{HOME}/*.yml {HOME}/templates /etc/systemd/system/{unit_name('alertmanager')} /proc/[0-9]*/cmdline"
-    assert host.run(f"{found} {places} 2>/dev/null | grep -v $$").stdout == ""
-    assert host.run(f"journalctl --boot | {found.replace('-rlF', '-cF')}").stdout.strip() == "0"
+    assert host.file(f"{HOME}/credentials/on-call").content_string == ROUTING_KEY
     assert host.run("runuser -u nobody -- cat /run/credentials/%s/on-call", unit_name("alertmanager")).rc != 0
 
 
