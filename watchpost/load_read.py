@@ -75,7 +75,7 @@ class Reader:
                     self.errors[signal] = f"{type(error).__name__}: {error}"
 
     def wait(self, ledgers: Mapping[Signal, Ledger], timeout: float) -> list[Count]:
-        """Look until everything acknowledged is found; return the counts. The last look begins after `timeout` seconds."""
+        """Look until all is found; return the counts. The last look begins when `timeout` seconds are over."""
         deadline = time.monotonic() + timeout
         while True:
             began = time.monotonic()  # one look can take minutes: what came meanwhile is found by the next
