@@ -75,12 +75,13 @@ class Reader:
                     self.errors[signal] = f"{type(error).__name__}: {error}"
 
     def wait(self, ledgers: Mapping[Signal, Ledger], timeout: float) -> list[Count]:
-        """Look until everything acknowledged is found, `timeout` seconds at most; return the counts."""
+        """Look until all is found; return the counts. The last look begins when `timeout` seconds are over."""
         deadline = time.monotonic() + timeout
         while True:
+            began = time.monotonic()  # one look can take minutes: what came meanwhile is found by the next
             self.look(ledgers)
             counts = [self._count(signal, ledger) for signal, ledger in ledgers.items()]
-            if not any(count.lost for count in counts) or time.monotonic() > deadline:
+            if not any(count.lost for count in counts) or began > deadline:
                 return counts
             time.sleep(POLL)
 

@@ -15,4 +15,5 @@ HOST = Host(yaml.safe_load(Path(os.environ["MOLECULE_FILE"]).read_text())["platf
 def test_errors_page_somebody_and_spend_the_budget_that_the_ledger_says(tmp_path):
     with drilled(Appliance(HOST), tmp_path) as world:
         world.errors_page(good_seconds=15)
-        world.budget_is_what_the_ledger_says("drill-available", "error")
+        # Beside other scenarios the last second before a scrape weighs more: windows are 20 times as short as in life.
+        world.budget_is_what_the_ledger_says("drill-available", "error", within=0.05)
