@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Make Grafana's dashboards from their code; draw them; keep people's own.")
 
 Inventory = Annotated[str, typer.Option(help="Inventory of the appliance; default: the one of ansible.cfg.")]
+Url = Annotated[str, typer.Option(help="The gateway, like https://HOST; default: from the inventory.")]
+Deployment = Annotated[str, typer.Option(help="Name of the installation; default: from the inventory.")]
 
 
 @app.command()
@@ -56,12 +58,15 @@ def draw(
 
 @app.command()
 def save(
-    directory: Annotated[Path, typer.Argument(help="Where to put <uid>.json.")], inventory: Inventory = ""
+    directory: Annotated[Path, typer.Argument(help="Where to put <uid>.json.")],
+    inventory: Inventory = "",
+    url: Url = "",
+    deployment: Deployment = "",
 ) -> None:
     """Save the dashboards that people made, with their folders' names."""
     from watchpost.dashboards.backup import save as keep
 
-    with _grafana(inventory) as grafana:
+    with _grafana(inventory, url, deployment) as grafana:
         for title in keep(grafana, directory):
             typer.echo(f"saved {title}")
 
@@ -70,17 +75,19 @@ def save(
 def restore(
     directory: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="What `save` has written.")],
     inventory: Inventory = "",
+    url: Url = "",
+    deployment: Deployment = "",
 ) -> None:
     """Put saved dashboards back, over those of the same uid."""
     from watchpost.dashboards.backup import restore as put_back
 
-    with _grafana(inventory) as grafana:
+    with _grafana(inventory, url, deployment) as grafana:
         for title in put_back(grafana, directory):
             typer.echo(f"restored {title}")
 
 
 @contextmanager
-def _grafana(inventory: str) -> Iterator[Grafana]:
+def _grafana(inventory: str, url: str = "", deployment: str = "") -> Iterator[Grafana]:
     """Log in; exit 2 with one line when the appliance or its answer is not to be had."""
     import httpx  # only what speaks to an appliance needs it: building is part of every run of site.yml
 
@@ -88,7 +95,7 @@ def _grafana(inventory: str) -> Iterator[Grafana]:
     from watchpost.verify_grafana import AskError, Grafana
 
     try:
-        target = verify_target.find(inventory)
+        target = verify_target.find(inventory, url, deployment=deployment)
         with httpx.Client(base_url=target.url, verify=target.trust(), timeout=30, trust_env=False) as client:
             grafana = Grafana(client)
             grafana.login("admin", target.password)

@@ -11,6 +11,7 @@ import yaml
 from conftest import PROJECT, Answer, run_playbook
 
 from watchpost.secrets import SecretStore, state_dir
+from watchpost.testhost import Host
 
 HOME = "/etc/watchpost/grafana/current"
 GENERATIONS = {"grafana_admin_password": 2, "grafana_secret_key": 2}
@@ -204,16 +205,9 @@ ROBOTS = {"reports": "Viewer"}
 @pytest.fixture(scope="module")
 def deployment():
     """Its name on the controller, where its secrets are."""
-    inventory = yaml.safe_load(Path(os.environ["MOLECULE_INVENTORY_FILE"]).read_text())
-    return next(find(inventory, "watchpost_deployment"))
-
-
-def find(tree, name):
-    """The values of a key, wherever it stands."""
-    if isinstance(tree, dict):
-        yield from ([tree[name]] if name in tree else [])
-        for part in tree.values():
-            yield from find(part, name)
+    host = Host(yaml.safe_load(Path(os.environ["MOLECULE_FILE"]).read_text())["platforms"][0]["name"])
+    hosts = yaml.safe_load(host.inventory.read_text())["all"]["children"]["watchpost"]["hosts"]
+    return hosts[host.name]["watchpost_deployment"]
 
 
 @pytest.fixture
@@ -320,24 +314,6 @@ def test_login_by_a_provider_begins_there_and_keeps_its_cookie(site, ask, host):
     assert "SameSite=Lax" in answer.headers["set-cookie"] and "Secure" in answer.headers["set-cookie"]
     assert secret not in host.check_output("cat /etc/watchpost/grafana/current/grafana.ini")
     assert site().code == 0
-
-
-def test_deleted_dashboard_of_a_person_comes_back_from_the_backup(api, tmp_path):
-    folder = {"uid": "people", "title": "People"}
-    assert api("/api/folders", method="POST", body=json.dumps(folder)).status == 200
-    mine = {"title": "Mine", "uid": "mine", "panels": [{"type": "text", "title": "Hello", "id": 1}]}
-    body = json.dumps({"dashboard": mine, "folderUid": "people"})
-    assert api("/api/dashboards/db", method="POST", body=body).status == 200
-    run = run_playbook(PROJECT / "playbooks/grafana-backup.yml", grafana_backup=str(tmp_path))
-    assert run.code == 0 and "changed=0" in run.output, run.output
-    assert [file.name for file in tmp_path.iterdir()] == ["mine.json"], "what Watchpost provides is not among them"
-    assert api("/api/folders/people", method="DELETE").status == 200
-    assert api("/api/dashboards/uid/mine").status == 404
-    run = run_playbook(PROJECT / "playbooks/grafana-restore.yml", grafana_backup=str(tmp_path))
-    assert run.code == 0, run.output
-    back = api("/api/dashboards/uid/mine").json
-    assert back["meta"]["folderTitle"] == "People" and back["dashboard"]["panels"] == mine["panels"]
-    assert api("/api/folders/people", method="DELETE").status == 200
 
 
 def test_rotated_password_and_key_replace_the_old_ones(site, api, host):
