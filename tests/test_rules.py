@@ -19,7 +19,7 @@ SECTIONS = ["Symptom", "What it means", "How to check", "How to mend"]
 
 @pytest.mark.parametrize("name", ALERTS)
 def test_alert_has_a_severity_and_says_what_it_is_and_what_it_means(name):
-    assert ALERTS[name]["labels"] in ({"severity": severity} for severity in ("critical", "warning", "none"))
+    assert ALERTS[name]["labels"] in ({"severity": severity} for severity in ("page", "ticket", "none"))
     assert set(ALERTS[name]["annotations"]) == {"summary", "description"}
 
 

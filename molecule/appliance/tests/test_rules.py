@@ -139,7 +139,7 @@ def test_service_that_ends_again_and_again_is_told_to_alertmanager(host, ask, gr
             break
         assert time.monotonic() < deadline, [alert["labels"] for alert in alerts]
         time.sleep(2)  # between two questions
-    assert found[0]["labels"]["name"] == unit and found[0]["labels"]["severity"] == "critical"
+    assert found[0]["labels"]["name"] == unit and found[0]["labels"]["severity"] == "page"
     public = host.ansible.get_variables()["ansible_host"]
     assert found[0]["annotations"]["runbook_url"] == f"https://{public}/runbooks/ServiceRestarting.md"
     assert unit in found[0]["annotations"]["summary"]
