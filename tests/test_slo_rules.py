@@ -32,6 +32,8 @@ class Phase:
     errors: float = 0
     #: The alerts that fire, and no others, at the given minutes of the phase.
     fires: dict[int, set[str]] = field(default_factory=dict)
+    #: The service was started anew before it: its counters begin at 0.
+    restarted: bool = False
 
 
 PAGE, TICKET, BOTH = {"SloBurnFast"}, {"SloBurnSlow"}, {"SloBurnFast", "SloBurnSlow"}
@@ -57,6 +59,16 @@ SCENARIOS = {
         # The short windows end it: of the page half an hour, of the ticket six hours after the cause is gone.
         Phase(8 * HOUR, 100, 0, {5: BOTH, 40: TICKET, 5 * HOUR: TICKET, 7 * HOUR: set()}),
     ],
+    # What a restart takes from a counter is neither good nor bad; what fails around it counts on.
+    "counter reset, half of the budget spent": [
+        Phase(3 * HOUR, 100, 0.5),
+        *(Phase(20, 100, 0.5, {2: set(), 20: set()}, restarted=True) for _ in range(3)),
+    ],
+    "counter reset in a fast burn": [
+        Phase(4 * HOUR, 100),
+        Phase(25, 100, 20),
+        Phase(35, 100, 20, {25: BOTH, 35: BOTH}, restarted=True),
+    ],
     "no traffic": [Phase(3 * HOUR, 0, 0, {10: set(), 3 * HOUR: set()})],
     "no traffic after an outage": [Phase(HOUR, 100, 100), Phase(3 * HOUR, 0, 0, {10: BOTH, 3 * HOUR: TICKET})],
     "first error ever": [
@@ -76,6 +88,8 @@ def cumulated(phases, of):
     """A counter by the minute; whole events only."""
     exact, samples = 0.0, [0.0]
     for phase in phases:
+        if phase.restarted:
+            exact = 0.0
         for _ in range(phase.minutes):
             exact += of(phase)
             samples.append(float(int(exact + 1e-9)))
