@@ -3,8 +3,10 @@
 HOST ?= appliance  # name of the test host of `make up`
 JOBS ?= 3          # Molecule scenarios at a time: they wait as much as they work
 DRILLS ?=          # options of pytest for `make drills`
+LONG ?=            # 1: have Molecule run what takes minutes too
 HOST := $(strip $(HOST))
 JOBS := $(strip $(JOBS))
+LONG := $(strip $(LONG))
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -53,10 +55,10 @@ unit: $(VENV)  ## Unit tests
 	$(call step,Debian packages of the unit tests,$(WATCHPOST) packages "unit tests")
 	$(call step,Unit tests,pytest --quiet)
 
-molecule: $(VENV)  ## All Molecule scenarios, JOBS (3) at a time; SCENARIO=x for one
+molecule: $(VENV)  ## All Molecule scenarios, JOBS (3) at a time; SCENARIO=x for one, LONG=1 for tests of minutes too
 	$(call step,Debian packages of this machine,$(WATCHPOST) packages "test hosts" "building from source" "browser tests")
 	$(call step,Programs in the artifact store (built from source the first time: about 20 minutes),$(WATCHPOST) artifacts ensure)
-	@python molecule/run.py --jobs $(JOBS) $(addprefix --failed=,$(FAILED)) $(SCENARIO)
+	@$(if $(LONG),PYTEST_ADDOPTS="-m 'long or not long'") python molecule/run.py --jobs $(JOBS) $(addprefix --failed=,$(FAILED)) $(SCENARIO)
 
 drills: $(VENV)  ## Break the appliance under load and look for all that it had acknowledged (an hour); DRILLS="-k kill" for some
 	$(call step,Debian packages of this machine,$(WATCHPOST) packages "test hosts" "building from source")

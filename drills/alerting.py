@@ -1,4 +1,4 @@
-"""Real faults, the alerts that they raise, and the budget that they spend: what the drill and its short form share.
+"""Real faults, the alerts that they raise, and the budget that they spend: what the drills of alerts share.
 
 The clock of the objectives runs 20 times as fast (`watchpost_slo_time_scale`): 5 minutes are 15 seconds, the hour of
 the fast burn is 3 minutes. Receivers are the stand-ins of molecule/receivers.py, on this machine.
@@ -153,8 +153,8 @@ class Drilled:
         assert "Error budget left: " in ticket["text"]
         wait_for("the end of the ticket", lambda: self.tickets("good"), 240)
 
-    def budget_is_what_the_ledger_says(self, slo: str, bad: str, within: float = 0.01) -> None:
-        """The recorded budget differs by at most this share from the one that the answers come to. Ends the traffic."""
+    def budget_is_what_the_ledger_says(self, slo: str, bad: str) -> None:
+        """The recorded budget differs by at most 1 % from the one that the answers come to. Ends the traffic."""
         self.traffic.stop()
         answers = self.traffic.answers
         # What a busy host's gateway gave up on has not come to the application, so it is no event.
@@ -169,11 +169,11 @@ class Drilled:
         expected = 1 - answers[bad] / answers.total() / (1 - OBJECTIVE)
         # Once the last request has left the shortest window, of 15 s, all are counted.
         deadline = time.monotonic() + 60
-        while abs(left() - expected) > within * abs(expected) and time.monotonic() < deadline:
+        while abs(left() - expected) > 0.01 * abs(expected) and time.monotonic() < deadline:
             time.sleep(1)  # between two looks
         found = left()
         say(f"{slo}: {answers[bad]} of {answers.total()} bad; left by the ledger {expected:.4f}, recorded {found:.4f}")
-        assert abs(found - expected) <= within * abs(expected)
+        assert abs(found - expected) <= 0.01 * abs(expected)
 
 
 @contextlib.contextmanager

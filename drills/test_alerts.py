@@ -11,6 +11,12 @@ def world(appliance, tmp_path_factory):
         yield world
 
 
+def test_objectives_that_are_gone_from_the_file_are_gone_from_prometheus(world):
+    groups = world.grafana.proxied("prometheus", "api/v1/rules", {})["data"]["groups"]
+    found = sorted(group["name"] for group in groups if group["name"].startswith("slo-"))
+    assert found == ["slo-drill-available", "slo-drill-fast"]
+
+
 def test_errors_page_and_their_end_resolves_the_page(world):
     world.page_is_resolved(world.errors_page(good_seconds=45))
 

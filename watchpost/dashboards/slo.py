@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from watchpost.dashboards import look
 from watchpost.dashboards.look import Column, Page, to
-from watchpost.dashboards.names import BUDGET_STEPS, LOGS, SERVICE, SLO, TRACES
+from watchpost.dashboards.names import BUDGET_STEPS, LOGS, SLO, TRACES
 
 OF = 'slo=~"$slo"'
 #: Windows of burn rates, and from which rate on each pair alerts (Google's SRE workbook, "Alerting on SLOs", table 5-8).
@@ -14,7 +14,8 @@ BURN = [
     ("2h", "1d", 3.0, "ticket"),
     ("6h", "3d", 1.0, "ticket"),
 ]
-_SERVICE = to("The service, by route", SERVICE, service="${__field.labels.service}")
+#: Not to the dashboard of services: an objective may be of one that serves nobody, as a page is.
+_TRACES = to("Failed and slow traces", TRACES, service="${__field.labels.service}")
 
 
 def page() -> Page:
@@ -40,7 +41,7 @@ def page() -> Page:
                         decimals=2,
                         empty="no objective",
                         size=(8, 5),
-                        links=[_SERVICE],
+                        links=[_TRACES],
                     ),
                     look.number(
                         "Error budget that is left",
@@ -52,7 +53,7 @@ def page() -> Page:
                         empty="no objective",
                         size=(8, 5),
                         links=[
-                            _SERVICE,
+                            _TRACES,
                             to("Log lines of the failures", LOGS, service="${__field.labels.service}", level="error"),
                         ],
                     ),
@@ -64,7 +65,7 @@ def page() -> Page:
                         steps=[("red", None), ("orange", 86400), ("green", 2592000)],
                         empty="nothing is spent",
                         size=(8, 5),
-                        links=[_SERVICE],
+                        links=[_TRACES],
                     ),
                     look.listing(
                         "Objectives",
@@ -78,7 +79,7 @@ def page() -> Page:
                             Column(
                                 "service",
                                 "Service",
-                                links=[to("By route", SERVICE, service="${__data.fields.Service}")],
+                                links=[to("Failed and slow traces", TRACES, service="${__data.fields.Service}")],
                             ),
                             Column("Value #A", "Promised", "percentunit"),
                             Column("Value #B", "Budget left", "percentunit", steps=BUDGET_STEPS),
@@ -99,7 +100,6 @@ def page() -> Page:
                                         service="${__data.fields.Service}",
                                         level="error",
                                     ),
-                                    to("Failed and slow traces", TRACES, service="${__data.fields.Service}"),
                                 ],
                             ),
                         ],
@@ -121,7 +121,7 @@ def page() -> Page:
                         maximum=1,
                         steps=[("transparent", None), ("red", 0)],
                         size=(24, 9),
-                        links=[_SERVICE, to("Failed and slow traces", TRACES, service="${__field.labels.service}")],
+                        links=[_TRACES],
                     ),
                 ],
             ),
@@ -135,7 +135,7 @@ def page() -> Page:
                         look.prom(f"slo:burn_rate:ratio{long}{{{OF}}}", f"{{{{slo}}}}, {long}"),
                         unit="none",
                         steps=[("transparent", None), ("red", factor)],
-                        links=[_SERVICE],
+                        links=[_TRACES],
                     )
                     for short, long, factor, severity in BURN
                 ],
@@ -150,7 +150,7 @@ def page() -> Page:
                         unit="percentunit",
                         links=[
                             to("Log lines of the failures", LOGS, service="${__field.labels.service}", level="error"),
-                            _SERVICE,
+                            _TRACES,
                         ],
                     ),
                     look.lines(
@@ -158,7 +158,7 @@ def page() -> Page:
                         "Of objectives of latency, over five minutes.",
                         look.prom(f"slo:latency_seconds:p95{{{OF}}}", "{{slo}}"),
                         unit="s",
-                        links=[to("Slow traces", TRACES, service="${__field.labels.service}"), _SERVICE],
+                        links=[_TRACES],
                     ),
                     look.lines(
                         "Events a second",
@@ -166,7 +166,7 @@ def page() -> Page:
                         look.prom(f"slo:sli_total:rate5m{{{OF}}}", "{{slo}}, all"),
                         look.prom(f"slo:sli_good:rate5m{{{OF}}}", "{{slo}}, good"),
                         unit="ops",
-                        links=[_SERVICE],
+                        links=[_TRACES],
                     ),
                 ],
             ),

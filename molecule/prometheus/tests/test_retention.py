@@ -5,6 +5,8 @@ import time
 import pytest
 from conftest import unit_name, wait_until
 
+pytestmark = pytest.mark.long  # Prometheus looks once a minute
+
 STATE = "/var/lib/watchpost/prometheus"
 CONFIGURATION = "/etc/watchpost/prometheus/current/prometheus.yml"
 #: Ages of blocks, in days; the retention is 35.
