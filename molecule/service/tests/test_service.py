@@ -17,27 +17,11 @@ OTHER_CONFIG = "route: {receiver: somebody}\nreceivers: [{name: somebody}]\n"
 deploy = functools.partial(run_playbook, Path(__file__).with_name("deploy.yml"))
 
 
-#: What the host shows when the plain service runs: asking is cheaper than deploying.
-PLAIN = (
-    f"readlink {HOME}/current /opt/watchpost/alertmanager/current; cat {HOME}/good.json; "
-    f"find {HOME}/current/ /etc/systemd/system/{UNIT} -type f -exec sha256sum {{}} +; ls -lR {HOME}/current/; "
-    f"systemctl show {UNIT} --property=ActiveState,UnitFileState,NeedDaemonReload"
-)
-
-
-@pytest.fixture(scope="session")
-def plain():
-    """What PLAIN showed after the last plain deploy."""
-    return []
-
-
 @pytest.fixture(autouse=True)
-def deployed(host, plain):
+def deployed(host):
     """Each test begins with the plain service running."""
-    if plain != [host.check_output(PLAIN)]:
-        outcome = deploy()
-        assert outcome.code == 0, outcome.output
-        plain[:] = [host.check_output(PLAIN)]
+    outcome = deploy()
+    assert outcome.code == 0, outcome.output
     assert host.service(UNIT).is_running
 
 
