@@ -244,7 +244,8 @@ def test_people_get_in_with_just_their_rights_and_nobody_else_does(site, api, as
     run = site(grafana_users={"anna": PEOPLE["anna"] | {"role": "Viewer", "teams": [], "generation": 2}})
     assert run.code == 0, run.output
     assert as_user("ben", "/api/search").status == 401, "who is no longer named is let in no more"
-    assert as_user("anna", "/api/dashboards/db", method="POST", body=new).status == 403
+    another = json.dumps({"dashboard": {"title": "Another of Anna"}})  # the one that she has made stays hers
+    assert as_user("anna", "/api/dashboards/db", method="POST", body=another).status == 403
     assert api("/api/teams/search").json["teams"] == []
     assert api("/api/serviceaccounts/search").json["serviceAccounts"] == []
     assert api("/api/dashboards/uid/of-anna", method="DELETE").status == 200

@@ -89,7 +89,7 @@ def log_in(ask, provider):
         back = urlsplit(agreed.headers["location"])
         assert back.path == "/grafana/login/generic_oauth"
         done = ask("grafana", "https", f"{back.path}?{back.query}", identity=None, headers={"Cookie": cookies(begun)})
-        session = {"Cookie": cookies(done)}
+        session = {"Cookie": cookies(done), "Content-Type": "application/json"}
         return lambda path, **more: ask("grafana", "https", f"/grafana{path}", identity=None, headers=session, **more)
 
     return log_in
