@@ -42,22 +42,6 @@ def test_span_is_taken_from_outside_with_the_token(post, ingest_token):
     assert post("ingest_http", identity=None, token=ingest_token).status == 200
 
 
-#: Runs on the host: which of HTTP's versions a port agrees to.
-VERSION = """
-import socket, ssl, sys
-context = ssl.create_default_context(cafile="/etc/watchpost/pki/ca.crt")
-context.set_alpn_protocols(["h2", "http/1.1"])
-connection = context.wrap_socket(socket.create_connection(("127.0.0.1", int(sys.argv[1]))), server_hostname="127.0.0.1")
-print(connection.selected_alpn_protocol())
-"""
-
-
-def test_connection_carries_one_http_request_at_a_time(host, endpoints):
-    """So that the firewall's limit of connections is one of requests."""
-    port = endpoints["otel_collector"]["ingest_http"]["port"]
-    assert host.check_output("python3 -c %s %s", VERSION, str(port)) == "http/1.1"
-
-
 def test_certificate_is_no_token(post):
     assert post("ingest_http", identity="operator").status == 401
 
