@@ -38,8 +38,7 @@ down: $(VENV)  ## Remove the test host of `make up`, and nothing else
 	@$(WATCHPOST) testhost down $(HOST)
 
 test: $(VENV)  ## Everything: linters, unit tests and all Molecule scenarios; each runs even when another failed
-	$(call step,Debian packages of linters and unit tests,$(WATCHPOST) packages linting "unit tests")
-	@failed=; $(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=line lint unit || failed="lint-or-unit"; \
+	@failed=; for part in lint unit; do $(MAKE) --no-print-directory $$part || failed+=" $$part"; done; \
 	$(MAKE) --no-print-directory molecule FAILED="$$failed"
 
 lint: $(VENV)  ## Style, types and safety of Python, TypeScript, YAML, roles and shell scripts
