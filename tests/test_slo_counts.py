@@ -107,7 +107,7 @@ def assert_counted(found, series):
     """The bounds that rate() keeps: see _Rules._counts."""
     true = sum(sum(each.events) for each in series)
     last = sum(sum(each.events[-BASE:]) for each in series if each.ends)
-    assert true * (1 - 1 / BASE) - 1e-6 <= found <= true * (1 + 1 / (BASE - 1)) + 0.22 * last + 1e-6, (
+    assert true * (1 - 1 / BASE) - 1e-6 <= found <= true * (1 + 1 / (BASE - 1)) + 0.5 * last + 1e-6, (
         found,
         true,
         last,
