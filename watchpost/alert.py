@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from watchpost import verify_target
+from watchpost.options import Inventory
 from watchpost.verify import USER
 from watchpost.verify_grafana import ALERTMANAGER, NOBODY, AskError, Grafana
 from watchpost.verify_target import TargetError
@@ -141,7 +142,7 @@ class Test:
 
 
 def alert(
-    inventory: Annotated[str, typer.Option(help="Inventory of the appliance; default: the one of ansible.cfg.")] = "",
+    inventory: Inventory = "",
     severity: Annotated[Severity, typer.Option(help="Receivers may be told of one of them only.")] = Severity.PAGE,
     service: Annotated[str, typer.Option(help="Likewise: the label `service`.")] = "",
     url: Annotated[str, typer.Option(help="The gateway, like https://HOST; default: from the inventory.")] = "",

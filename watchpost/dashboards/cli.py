@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from watchpost.dashboards import pages
+from watchpost.options import Inventory
 
 if TYPE_CHECKING:
     from watchpost.verify_grafana import Grafana
 
 app = typer.Typer(no_args_is_help=True, help="Make Grafana's dashboards from their code; draw them; keep people's own.")
 
-Inventory = Annotated[str, typer.Option(help="Inventory of the appliance; default: the one of ansible.cfg.")]
 Url = Annotated[str, typer.Option(help="The gateway, like https://HOST; default: from the inventory.")]
 Deployment = Annotated[str, typer.Option(help="Name of the installation; default: from the inventory.")]
 

@@ -170,7 +170,6 @@ def render(story: Story, template: str) -> str:
     )
     environment.filters["ms"] = lambda seconds: f"{1000 * seconds:.0f}"
     environment.filters["when"] = lambda at: time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
-    environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
     context: dict[str, Any] = {"story": story, "operations": by_operation(story.sent) if story.sent else {}}
     if template.startswith("report.html"):
         context["plots"] = list(plots(story))
