@@ -47,7 +47,7 @@ class Traffic:
         self.answers: Counter[str] = Counter()  # "good", "error", "slow"; what else there is the verdict looks at
         self._lock, self._stop = threading.Lock(), threading.Event()
         target = appliance.target
-        self._client = httpx.Client(base_url=target.url, verify=target.trust(), timeout=30, trust_env=False)
+        self._client = target.client()
         self._threads = [threading.Thread(target=self._send, args=(threads / rate,)) for _ in range(threads)]
         for thread in self._threads:
             thread.start()
@@ -198,10 +198,7 @@ def drilled(appliance: Appliance, directory: Path) -> Iterator[Drilled]:
                 {"name": "tickets", "severities": ["ticket"], "slack": slack, **told},
             ],
         )
-        trust = appliance.target.trust()
-        with httpx.Client(base_url=appliance.target.url, verify=trust, trust_env=False, timeout=30) as client:
-            grafana = Grafana(client)
-            grafana.login("admin", appliance.target.password)
+        with appliance.target.grafana() as grafana:
             objectives = 'slo:objective:ratio{slo=~"drill-.+"}'
             recorded = lambda: len(grafana.instant(objectives, time.time())) == len(OBJECTIVES)  # noqa: E731 - one look
             wait_for("the objectives are recorded", recorded, 60)
