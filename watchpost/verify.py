@@ -29,10 +29,9 @@ from watchpost.ledger import read as ledger_of
 from watchpost.options import Inventory, Json
 from watchpost.verify_grafana import ALERTMANAGER, HEARTBEAT, LOKI, NOBODY, PROMETHEUS, TEMPO, AskError, Grafana, Span
 from watchpost.verify_requests import exercise
-from watchpost.verify_target import TargetError
+from watchpost.verify_target import USER, TargetError
 
 SERVICE = "taskboard"
-USER = "admin"
 #: By this the Collector knows these requests' traces, and keeps them all where it keeps a share of the others.
 USER_AGENT = f"watchpost-verify/{__version__}"
 #: By these every log line can be found, whatever convention and language its sender follows.
@@ -569,9 +568,7 @@ def verify(
     try:
         recorded = ledger_of(ledger) if ledger else None
         target = verify_target.find(inventory, url, ca, deployment, password_file)
-        headers = {"User-Agent": USER_AGENT}
-        trust = target.trust()
-        with httpx.Client(base_url=target.url, verify=trust, headers=headers, timeout=10, trust_env=False) as client:
+        with target.client(timeout=10, headers={"User-Agent": USER_AGENT}) as client:
             verify_target.reach(client, target)
             run = Run(client, Grafana(client), target.password, count)
             links: tuple[Link, ...] = LINKS

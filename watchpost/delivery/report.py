@@ -193,9 +193,7 @@ def report(inventory: Inventory = "", run: RunDirectory = RUN) -> None:
         lacking = story.findings.lacking
         try:
             target = verify_target.find(pipeline.settle_inventory(inventory, run))
-            with httpx.Client(base_url=target.url, verify=target.trust(), timeout=15, trust_env=False) as client:
-                grafana = Grafana(client)
-                grafana.login(verify.USER, target.password)
+            with target.grafana(timeout=15) as grafana:
                 story.findings = look(grafana, story.run, story.sent, run / "dashboards")
                 story.findings.lacking[:0] = lacking
         except (TargetError, AskError, httpx.HTTPError) as error:

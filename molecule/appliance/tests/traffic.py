@@ -87,7 +87,7 @@ def make(browser, target):
     for faults, rounds in ((FAULTS, ROUNDS), ({}, 3)):
         run = run_playbook(APPLICATION, taskboard_faults=faults)
         assert run.code == 0, run.output
-        with httpx.Client(base_url=target.url, verify=target.trust(), timeout=30, trust_env=False) as client:
+        with target.client() as client:
             made.answers += requests(client, rounds)
     visit(browser, target.url)
     assert any(answer.status_code == 500 for answer in made.answers), "the fault of errors was not met"
