@@ -293,6 +293,18 @@ def test_signals_are_looked_for_only_when_nothing_else_explains_that_one_is_miss
     assert alone.exit_code == 1 and json.loads(alone.stdout)["findings"][0]["see"] == "docs/doctor.md#signals"
 
 
+def test_signals_that_cannot_be_asked_for_hide_no_finding(command, monkeypatch):
+    def signals(*_):
+        raise LookError("no password")
+
+    near = broken(due=[{"name": "loki", "reasons": ["it expires within 30 days"]}])
+    command(near)
+    monkeypatch.setattr(doctor, "signals", signals)
+    result = CliRunner().invoke(command_line("doctor"), ["doctor"])
+    assert result.exit_code == 2 and "signals cannot be looked for: no password" in result.stderr
+    assert "expires within 30 days" in result.stdout
+
+
 def test_a_host_out_of_reach_exits_with_two(command):
     result = command(LookError("one cannot be reached"))
     assert result.exit_code == 2 and "one cannot be reached" in result.stderr

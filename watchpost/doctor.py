@@ -375,7 +375,8 @@ def doctor(
 
     Looks at every host of the inventory by Ansible: settings, clock, names, disk, permissions, certificates,
     configuration, the versions that run, services and queues. When nothing of that is wrong it makes a few requests and
-    looks for their traces, logs and metrics. What follows from another fault is not told.
+    looks for their traces, logs and metrics. What follows from another fault is not told, so put right what is, and run
+    it again. docs/doctor.md explains each check.
 
     Exit code: 0 nothing is wrong, 1 something is (it is named, and what to do), 2 wrong usage, or a host cannot be
     looked at.
@@ -386,12 +387,15 @@ def doctor(
         with errors.status("Looking at the hosts"):
             hosts = look(inventory)
         findings = [finding for host, found in hosts.items() for finding in judge(host, found)]
-        asked = not any(finding.explains for finding in findings)
-        if asked:
-            findings += signals(inventory, timeout, errors)
     except LookError as error:
         errors.print(f"watchpost doctor: {error}", markup=False, soft_wrap=True)
         raise typer.Exit(2) from error
+    asked, unasked = not any(finding.explains for finding in findings), ""
+    if asked:
+        try:
+            findings += signals(inventory, timeout, errors)
+        except LookError as error:
+            asked, unasked = False, f"signals cannot be looked for: {error}"
     seconds = time.monotonic() - began
     if as_json:
         listed = [asdict(finding) | {"see": finding.see} for finding in findings]
@@ -399,6 +403,9 @@ def doctor(
         sys.stdout.write(json.dumps(report, indent=2) + "\n")
     else:
         _print(findings, sorted(hosts), asked, seconds)
+    if unasked:
+        errors.print(f"watchpost doctor: {unasked}", markup=False, soft_wrap=True)
+        raise typer.Exit(2)
     if findings:
         raise typer.Exit(1)
 
@@ -409,7 +416,7 @@ def _print(findings: list[Finding], hosts: list[str], asked: bool, seconds: floa
         count = sum(finding.check == check for finding in findings)
         if check == "signals" and not asked:
             mark = "[yellow]·[/]"
-            sought = "not looked for: what is found above comes first"
+            sought = "not looked for" + (": what is found above comes first" if findings else "")
         else:
             mark = f"[bold red]✗ {count}[/]" if count else "[green]✓[/]"
         console.print(f"{mark:>3} {check:<14} [dim]{sought}[/]")

@@ -633,6 +633,8 @@ def _print(results: Iterable[Result], notes: Iterable[str], url: str) -> None:
     for result in missing:
         console.print(f"Missing: {result.link}. {result.evidence}", markup=False, soft_wrap=True)
         console.print(f"  Look at: {result.hint}", markup=False, soft_wrap=True)
+    if missing:
+        console.print("`python -m watchpost doctor` looks on the host for the reason.", markup=False)
     for note in notes:
         console.print(f"Note: {note}", markup=False, soft_wrap=True)
 

@@ -79,7 +79,7 @@ def receiver_resolves(host):
 def doctor(host, tmp_path):
     """Run `watchpost doctor` as a person does, against an inventory with more settings; return its findings."""
 
-    def doctor(*options, **settings):
+    def doctor(**settings):
         inventory = tmp_path / "inventory"
         inventory.mkdir(exist_ok=True)
         for entry in INVENTORY.iterdir():
@@ -89,7 +89,8 @@ def doctor(host, tmp_path):
         if settings:
             more = {"watchpost": {"hosts": {host.backend.get_hostname(): settings}}}
             (inventory / "settings.yml").write_text(yaml.safe_dump(more))
-        command = [sys.executable, "-m", "watchpost", "doctor", "--json", f"--inventory={inventory}", *options]
+        # Twice the time that metrics need.
+        command = [sys.executable, "-m", "watchpost", "doctor", "--json", "--timeout=20", f"--inventory={inventory}"]
         done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
         assert "Traceback" not in done.stderr and done.stdout, done.stderr
         report = json.loads(done.stdout)

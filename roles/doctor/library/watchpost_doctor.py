@@ -97,13 +97,16 @@ class Host:
 
     def look(self) -> dict[str, Any]:
         """Look at everything, several things at a time: most of it is waiting."""
+        units = self.units()
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
-            units = pool.submit(self.units)
             names = {name: pool.submit(resolves, name) for name in self.p["names"]}
-            components = {name: pool.submit(self.component, name) for name in self.p["components"]}
+            components = {
+                name: pool.submit(self.component, name, units[unit_of(name)].get("MainPID", "0"))
+                for name in self.p["components"]
+            }
             queues = pool.submit(self.queues) if "prometheus" in self.p["components"] else None
             return {
-                "units": units.result(),
+                "units": units,
                 "names": {
                     name: {"error": found.result(), "variable": self.p["names"][name]} if found.result() else {}
                     for name, found in names.items()
@@ -137,12 +140,12 @@ class Host:
 
     # ---- one component ---------------------------------------------------------------------------------------------
 
-    def component(self, name: str) -> dict[str, Any]:
+    def component(self, name: str, pid: str) -> dict[str, Any]:
         """Return what there is of a component: its generation, its program, what it shows and answers."""
         home = Path(self.p["config_dir"]) / name
         current = home / "current"
         found: dict[str, Any] = {"generation": "", "good": "", "altered": [], "refused": "", "not_ready": ""}
-        found |= {"access": self.access(name, current), "process": self.process(name)}
+        found |= {"access": self.access(name, current), "process": self.process(name, pid)}
         try:
             found["generation"] = current.resolve(strict=True).name
             found["switched"] = current.lstat().st_mtime
@@ -201,9 +204,8 @@ class Host:
             return str(refused)
         return ""
 
-    def process(self, name: str) -> dict[str, Any]:
+    def process(self, name: str, pid: str) -> dict[str, Any]:
         """Return which version's files the running process has in memory, and whether its program was replaced."""
-        pid = run("systemctl", "show", "--property=MainPID", "--value", unit_of(name)).strip()
         programs = Path(self.p["install_dir"]) / name
         try:
             exe = os.readlink(f"/proc/{pid}/exe")  # noqa: PTH115 - it may end in " (deleted)"
@@ -225,7 +227,7 @@ class Host:
         state = Path(STATE, name)
         write = [str(path) for path in places_below(state)]
         answer = run(
-            *(sys.executable, "-c", ACCESS),
+            *(sys.executable, "-IS", "-c", ACCESS),
             input=json.dumps([read, write]),
             **({"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []} if os.geteuid() == 0 else {}),
             cwd="/",
