@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import indent
 from typing import Annotated, Any
 
 import typer
@@ -46,7 +47,7 @@ CHECKS = {
 }
 FULL = 0.9  # share of a file system or a queue: as the alerts DiskAlmostFull and CollectorQueueFull have it
 RESTARTING = 30  # seconds: what was restarted by itself and has not run for longer is restarting
-SITE = "ansible-playbook site.yml"
+SITE = "ansible-playbook -i INVENTORY site.yml"
 
 
 class LookError(Exception):
@@ -414,16 +415,17 @@ def _print(findings: list[Finding], hosts: list[str], asked: bool, seconds: floa
     console = Console(highlight=False, soft_wrap=True)
     for check, sought in CHECKS.items():
         count = sum(finding.check == check for finding in findings)
+        mark = (
+            f"[bold red]✗[/] {check:<14} [bold red]{count} found[/]" if count else f"[green]✓[/] {check:<14} {sought}"
+        )
         if check == "signals" and not asked:
-            mark = "[yellow]·[/]"
-            sought = "not looked for" + (": what is found above comes first" if findings else "")
-        else:
-            mark = f"[bold red]✗ {count}[/]" if count else "[green]✓[/]"
-        console.print(f"{mark:>3} {check:<14} [dim]{sought}[/]")
+            reason = ": what is found above comes first" if findings else ""
+            mark = f"[yellow]·[/] {check:<14} not looked for{reason}"
+        console.print(mark)
     for finding in findings:
         where = finding.host if finding.subject == finding.host else f"{finding.subject} on {finding.host}"
         console.print(f"\n[bold red]{finding.check}[/] [bold]{where}[/]")
-        console.print(f"  {finding.problem}", markup=False)
+        console.print(indent(finding.problem, "  "), markup=False)
         console.print(f"  Do: {finding.remedy}", markup=False)
         console.print(f"  See: {finding.see}", markup=False)
     verdict = f"{len(findings)} found" if findings else "Nothing is wrong"
