@@ -269,9 +269,9 @@ class Host:
 
     def queues(self) -> dict[str, dict[str, float]]:
         """Return what Prometheus knows of the Collector's queues: exporter -> figures; nothing when it is silent."""
-        context = ssl.create_default_context(cafile=self.ca)
         found: dict[str, dict[str, float]] = {}
         try:
+            context = ssl.create_default_context(cafile=self.ca)
             context.load_cert_chain(*self.identity)
             base = f"https://127.0.0.1:{self.p['endpoints']['prometheus']['http']['port']}/api/v1/query?"
             for figure, query in QUEUES.items():
