@@ -121,9 +121,13 @@ class Host:
     # ---- systemd ---------------------------------------------------------------------------------------------------
 
     def units(self) -> dict[str, dict[str, Any]]:
-        """Return the state of every unit of Watchpost that is installed or should be."""
+        """Return the state of every unit of Watchpost that is installed or should be.
+
+        Without those of components that the inventory has taken from this host: they may be there, stopped.
+        """
         listed = run("systemctl", "list-unit-files", "--no-legend", "--plain", "watchpost*").splitlines()
         wanted = {line.split()[0] for line in listed if line.strip()} | {unit_of(c) for c in self.p["components"]}
+        wanted -= {unit_of(c) for c in self.p["endpoints"] if c not in self.p["components"]}
         shown = run("systemctl", "show", "--timestamp=unix", f"--property={PROPERTIES}", *sorted(wanted))
         found = {}
         for block in shown.split("\n\n"):
