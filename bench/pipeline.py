@@ -42,6 +42,7 @@ SIZE = 200  # items in a request
 POOL = 32  # requests made in advance, for each signal
 CONNECTIONS = 4
 SPANS_PER_TRACE = 8
+READY_SECONDS = 60  # in which a Collector must be ready, on however busy a machine
 DRAINED_SECONDS = 10  # in which the queue must be empty after a rate that counts as held
 IDLE = 0.1  # CPU seconds a second below which a Collector has nothing left to do
 
@@ -180,9 +181,10 @@ class Variant:
     def restart(self) -> None:
         """Start anew, so that peak memory begins anew too."""
         shell(f"systemctl restart {self.unit}")
-        for _ in range(100):
+        end = time.monotonic() + READY_SECONDS
+        while time.monotonic() < end:
             try:
-                self.connect().connect()
+                self.connect().connect()  # a Collector opens its ports when all behind them is ready
                 return
             except OSError:
                 time.sleep(0.1)  # between two tries

@@ -6,6 +6,7 @@ the fast burn is 6 minutes. Receivers are the stand-ins of molecule/receivers.py
 
 import contextlib
 import json
+import secrets
 import shlex
 import sys
 import threading
@@ -32,10 +33,12 @@ ROUTING_KEY = "0123456789abcdef0123456789abcdef"
 ROUTE = "/api/tasks"
 SLOW_SECONDS = 3.0
 OBJECTIVE = 0.99
-#: Objectives of the drill's own: what was recorded of others, at another pace, would count too.
+#: Objectives of this run's own: what was recorded of others, or in an earlier run, would count too.
+RUN = secrets.token_hex(3)
+AVAILABLE, FAST = f"drill-available-{RUN}", f"drill-fast-{RUN}"
 OBJECTIVES = [
-    {"name": "drill-available", "availability": {"of": "requests", "where": f'http_route="{ROUTE}"'}},
-    {"name": "drill-fast", "latency": {"of": "requests", "where": f'http_route="{ROUTE}"', "threshold": "2500ms"}},
+    {"name": AVAILABLE, "availability": {"of": "requests", "where": f'http_route="{ROUTE}"'}},
+    {"name": FAST, "latency": {"of": "requests", "where": f'http_route="{ROUTE}"', "threshold": "2500ms"}},
 ]
 
 
@@ -101,7 +104,7 @@ class Drilled:
     def pages(self, action: str) -> list[dict[str, Any]]:
         """What PagerDuty has been told of the drill's objective on errors."""
         events = [message.body for message in self.web.at("/pagerduty/v2/enqueue")]
-        return [e for e in events if e["event_action"] == action and e["payload"].get("group") == "drill-available"]
+        return [e for e in events if e["event_action"] == action and e["payload"].get("group") == AVAILABLE]
 
     def tickets(self, color: str) -> list[dict[str, Any]]:
         """What Slack has been told of the plain alert on latency."""
@@ -119,7 +122,7 @@ class Drilled:
         self.set_faults()
         payload = event["payload"]
         assert (payload["class"], payload["component"], payload["severity"]) == ("SloBurnFast", "taskboard", "critical")
-        assert "taskboard spends the error budget of drill-available" in payload["summary"]
+        assert f"taskboard spends the error budget of {AVAILABLE}" in payload["summary"]
         assert payload["custom_details"]["budget_left"].strip().endswith("%")
         links = {link["text"]: link["href"] for link in event["links"]}
         public = f"{self.appliance.target.url}/"
@@ -149,7 +152,7 @@ class Drilled:
         ticket = wait_for("the ticket", lambda: self.tickets("warning"), 150)[0]
         time.sleep(LONGER_SECONDS)
         self.set_faults()
-        assert "[TICKET] taskboard is slow: the 95th percentile of drill-fast" in ticket["title"]
+        assert f"[TICKET] taskboard is slow: the 95th percentile of {FAST}" in ticket["title"]
         assert "Error budget left: " in ticket["text"]
         wait_for("the end of the ticket", lambda: self.tickets("good"), 240)
 
@@ -197,7 +200,7 @@ def drilled(appliance: Appliance, directory: Path) -> Iterator[Drilled]:
             ],
         )
         with appliance.target.grafana() as grafana:
-            objectives = 'slo:objective:ratio{slo=~"drill-.+"}'
+            objectives = f'slo:objective:ratio{{slo=~"drill-.+-{RUN}"}}'
             recorded = lambda: len(grafana.instant(objectives, time.time())) == len(OBJECTIVES)  # noqa: E731 - one look
             wait_for("the objectives are recorded", recorded, 60)
             traffic = Traffic(appliance)

@@ -8,6 +8,7 @@ import json
 import random
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -101,6 +102,22 @@ def say(text: str) -> None:
 def unit_name(component: str) -> str:
     """Return a component's unit."""
     return f"watchpost-{component.replace('_', '-')}.service"
+
+
+def call_grpc(url: str, identity: Path, packed: bytes, encoding: str) -> str:
+    """Send one gRPC message that is packed already; return gRPC's status code, or what came in its place.
+
+    No library would send such messages, so curl does. `identity` is a directory with ca.crt, tls.crt and tls.key.
+    """
+    proof = ["--cacert", f"{identity}/ca.crt", "--cert", f"{identity}/tls.crt", "--key", f"{identity}/tls.key"]
+    says = ["Content-Type: application/grpc", "TE: trailers", f"grpc-encoding: {encoding}"]
+    command = ["curl", "--silent", "--max-time", "60", "--http2", *proof, *(f"-H{line}" for line in says)]
+    command += ["--data-binary", "@-", "--output", "/dev/null", "--dump-header", "-", url]
+    message = b"\x01" + len(packed).to_bytes(4, "big") + packed
+    done = subprocess.run(command, input=message, capture_output=True, check=False)
+    status = re.search(rb"^grpc-status: (\d+)", done.stdout, re.MULTILINE)
+    http = re.search(rb"^HTTP/2 (\d+)", done.stdout, re.MULTILINE)
+    return status[1].decode() if status else f"HTTP {http[1].decode()}" if http else f"curl: error {done.returncode}"
 
 
 @dataclass
@@ -288,11 +305,41 @@ class Appliance:
         running.lost = {signal: reader.missing(signal, ledger) for signal, ledger in running.ledgers.items()}
 
     @contextlib.contextmanager
-    def stores(self) -> Iterator["Stores"]:
-        """Reach the engines themselves, through SSH, as the operator: tens of thousands of items are asked for."""
-        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+    def identity(self) -> Iterator[Path]:
+        """Have the operator's certificate and key here, tls.crt and tls.key, for a while."""
+        with tempfile.TemporaryDirectory() as folder:
             for name in ("tls.crt", "tls.key"):
                 Path(folder, name).write_text(self.shell(f"cat /etc/watchpost/pki/operator/{name}") + "\n")
+            yield Path(folder)
+
+    @contextlib.contextmanager
+    def grpc(self) -> Iterator[Callable[[str, bytes, str], str]]:
+        """Send packed gRPC messages (path, bytes, encoding) as the operator; what comes back is told by `call_grpc`."""
+        where = f"https://{httpx.URL(self.target.ingest).host}:{self.endpoints['gateway']['otlp_grpc']['port']}"
+        with self.identity() as folder:
+            shutil.copy(self.target.ca, folder / "ca.crt")
+            yield lambda path, packed, encoding: call_grpc(where + path, folder, packed, encoding)
+
+    @contextlib.contextmanager
+    def gateway_with(self, old: str, new: str) -> Iterator[None]:
+        """Have the gateway run with a part of its configuration replaced for a while."""
+        path = "/etc/watchpost/gateway/current/nginx.conf"
+        text = self.shell(f"cat {path}") + "\n"
+        assert text.count(old) == 1, f"{path} does not hold {old!r} once"
+
+        def put(content: str) -> None:
+            self.shell(f"printf %s {shlex.quote(content)} >{path} && systemctl reload {unit_name('gateway')}")
+
+        put(text.replace(old, new))
+        try:
+            yield
+        finally:
+            put(text)
+
+    @contextlib.contextmanager
+    def stores(self) -> Iterator["Stores"]:
+        """Reach the engines themselves, through SSH, as the operator: tens of thousands of items are asked for."""
+        with self.identity() as folder, contextlib.ExitStack() as stack:
             trust = self.target.trust()
             trust.load_cert_chain(Path(folder, "tls.crt"), Path(folder, "tls.key"))
             sockets, clients = {}, {}

@@ -1,5 +1,6 @@
 """A full disk refuses or delays, and once there is space again everything goes on by itself."""
 
+import contextlib
 import time
 
 import pytest
@@ -17,11 +18,16 @@ GUARD = "disk_guard"
 GUARD_WINDOW = 1.7
 
 
-def fill_the_disk_under_load(drill, *components, rate=FAST, kill=False, timeout=120):
-    """Fill the disk of components, leave it full for a while, make room; read back what was acknowledged."""
+def fill_the_disk_under_load(drill, *components, rate=FAST, kill=False, away=(), timeout=120):
+    """Fill the disk of components, leave it full for a while, make room; read back what was acknowledged.
+
+    Meanwhile engines can be `away`: then the queue must grow to take anything in.
+    """
     with drill.appliance.small_volume(*components, mib=VOLUME_MIB) as volume:
-        with drill.appliance.load(seconds=120) as running:
+        with drill.appliance.load(seconds=120) as running, contextlib.ExitStack() as stack:
             drill.pause(3, 5)
+            for engine in away:
+                stack.enter_context(drill.appliance.stopped(engine))
             volume.fill(rate)
             running.breaks.append(time.time())
             before = running.acknowledged()

@@ -4,6 +4,7 @@ import gzip
 import subprocess
 import time
 import zlib
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -22,6 +23,10 @@ BOMBS = 8  # at once
 #: MiB of resident memory that the Collector may have had at most: its limit, and half of it again for what the limit
 #: does not count: program files, stacks, and garbage that has not been given back yet.
 MEMORY_MIB = 768
+
+TRACES_SERVICE = "/opentelemetry.proto.collector.trace.v1.TraceService"
+GRPC_BOMBS = 32  # at once: as many as 8 connections allow
+RESOURCE_EXHAUSTED, UNIMPLEMENTED = "8", "12"  # gRPC's status codes
 
 #: Connections that one client may have open (`host_client_connections`), and seconds that others may wait meanwhile.
 CLIENT_CONNECTIONS, WAIT_SECONDS = 64, 30
@@ -80,6 +85,45 @@ def test_without_a_limit_of_the_body_a_bomb_takes_the_memory(drill):
         _, peak = drill.appliance.memory_mib("otel_collector")
     say(f"memory at most {peak} MiB")
     assert peak > MEMORY_MIB
+
+
+def throw_over_grpc(drill, encoding, body, count):
+    """Send gRPC requests all at once, beside a load; return it, the answers, the peak of memory, others' retries."""
+    drill.appliance.restart("otel_collector")  # its peak of memory begins anew
+    with drill.appliance.grpc() as grpc, drill.appliance.load() as running:
+        drill.pause(1, 2)
+        with ThreadPoolExecutor(count) as pool:
+            answers = Counter(pool.map(lambda _: grpc(f"{TRACES_SERVICE}/Export", body, encoding), range(count)))
+        drill.pause(3, 4)
+    _, peak = drill.appliance.memory_mib("otel_collector")
+    retries = sum(ledger.retries for ledger in running.ledgers.values())
+    drill.outcome.remarks.append(
+        f"{encoding}: answers {dict(answers)}; memory at most {peak} MiB; others' requests refused {retries} times"
+    )
+    say(drill.outcome.remarks[-1])
+    return running, answers, peak, retries
+
+
+def wide_zstd():
+    """Return a frame of zstd that asks its reader for a window of 512 MiB."""
+    done = subprocess.run(["zstd", "--long=29", "-c"], input=bytes(BOMB_MIB * MIB), capture_output=True, check=True)
+    return done.stdout
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "zstd"])
+def test_bombs_over_grpc_are_refused_and_harm_nobody(drill, encoding):
+    body = {"gzip": gzip_bomb, "zstd": wide_zstd}[encoding]()
+    running, answers, peak, retries = throw_over_grpc(drill, encoding, body, GRPC_BOMBS)
+    drill.assert_nothing_lost(running)
+    assert set(answers) == {{"gzip": RESOURCE_EXHAUSTED, "zstd": UNIMPLEMENTED}[encoding]}
+    assert peak <= MEMORY_MIB and not retries
+
+
+def test_with_zstd_over_grpc_bombs_have_others_refused(drill):
+    with drill.appliance.gateway_with("grpc_packing_refused { default 1;", 'grpc_packing_refused { default "";'):
+        running, _, _, retries = throw_over_grpc(drill, "zstd", wide_zstd(), GRPC_BOMBS)
+    drill.settle(running)
+    assert retries
 
 
 @pytest.mark.parametrize("hours", [-1, 1], ids=["an hour late", "an hour early"])

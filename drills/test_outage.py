@@ -5,9 +5,11 @@ import time
 
 import pytest
 
-from drills.harness import ENGINES, IN_MEMORY, NO_RETRY, exporters, say
+from drills.harness import ENGINES, IN_MEMORY, NO_RETRY, Running, exporters, say
 from watchpost import testhost
-from watchpost.load_send import Signal
+from watchpost.load import ingest_client
+from watchpost.load_read import Reader
+from watchpost.load_send import Load, Sender, Signal, Telemetry
 
 #: Seconds in which a queue of ten minutes must have reached an engine that is back: between two tries the Collector
 #: waits for 30 s at most.
@@ -31,6 +33,42 @@ def test_orderly_restart_under_load_loses_nothing(drill, component):
             drill.outcome.ready.append(drill.appliance.restart(component))
         drill.pause(2, 3)
     drill.assert_nothing_lost(running)
+
+
+def begin_many_series(drill, runs):
+    """Send the first points of new series, several of each at once, and restart Prometheus once it has them all."""
+    begun = []
+    with ingest_client(drill.appliance.target) as client:
+        for _ in range(runs):
+            load = Load(Sender(client), Telemetry(), (Signal.METRICS,), rate=800, seconds=0.15, connections=8)
+            begun.append(Running(load, time.time()))
+            load.run()
+    assert not missing(drill, begun), "not even there before"
+    drill.outcome.ready.append(drill.appliance.restart("prometheus"))
+    drill.outcome.acknowledged += sum(running.acknowledged() for running in begun)
+    drill.outcome.lost += missing(drill, begun)
+
+
+def missing(drill, begun):
+    """Return how many points of several runs are not found."""
+    with drill.appliance.stores() as stores:
+        readers = [(Reader(stores, running.load.telemetry, running.began), running.ledgers) for running in begun]
+        return sum(count.lost for reader, ledgers in readers for count in reader.wait(ledgers, 5))
+
+
+def test_first_points_of_new_series_outlast_a_restart_of_prometheus(drill):
+    begin_many_series(drill, 60)
+    assert drill.outcome.acknowledged and not drill.outcome.lost
+    drill.assert_ready_in_time()
+
+
+def test_with_requests_to_prometheus_at_once_a_restart_loses_first_points(drill):
+    """By chance: Prometheus must log one request's points before it logs the series that another one has begun."""
+    with drill.appliance.collector_with(exporters={"otlp_http/prometheus": {"sending_queue": {"num_consumers": 10}}}):
+        for _ in range(5):
+            if not drill.outcome.lost:
+                begin_many_series(drill, 60)
+    assert drill.outcome.lost
 
 
 def test_without_a_queue_on_disk_a_stopped_collector_loses(drill):

@@ -47,9 +47,9 @@ def test_orderly_restart_of_the_sampler_loses_nothing(drill, sampler):
 
 def fill_the_queue_behind_the_sampler(drill, timeout=120):
     """Stop Tempo until far more has come than its queue holds."""
-    with drill.appliance.load(seconds=120, rate=2000, signals=(Signal.TRACES,)) as running:
+    with drill.appliance.load(seconds=120, rate=1000, signals=(Signal.TRACES,)) as running:
         with drill.appliance.stopped("tempo"):
-            drill.pause(40, 45)
+            drill.pause(25, 30)
             say(f"{running.acknowledged()} spans acknowledged while Tempo was down")
         drill.pause(10, 15)
     drill.settle(running, timeout)
@@ -68,12 +68,12 @@ def test_without_waiting_a_full_queue_behind_the_sampler_loses(drill, sampler):
 
 
 def test_full_disk_behind_the_sampler_loses_nothing(drill, sampler):
-    fill_the_disk_under_load(drill, "otel_collector")
+    fill_the_disk_under_load(drill, "otel_collector", away=["tempo"])
     assert drill.outcome.acknowledged and not drill.outcome.lost, drill.outcome.remarks
     drill.assert_ready_in_time()
 
 
 def test_without_the_guard_a_full_disk_behind_the_sampler_loses(drill, sampler):
     with drill.appliance.stopped(GUARD):
-        running = fill_the_disk_under_load(drill, "otel_collector", timeout=30)
+        running = fill_the_disk_under_load(drill, "otel_collector", away=["tempo"], timeout=30)
     assert running.lost[Signal.TRACES]

@@ -102,6 +102,7 @@ class Answer:
 # Runs on the host, which has Python and nothing else that speaks TLS. Its one argument is the question, as JSON.
 ASK = """
 import http.client, json, socket, ssl, sys
+HEADERS = 1  # a type of HTTP/2's frames
 q = json.loads(sys.argv[1])
 try:
     context = None
@@ -123,15 +124,25 @@ try:
         if context:
             connection = context.wrap_socket(connection, server_hostname=q["address"])
         connection.sendall(q["first_bytes"].encode("latin-1"))
-        print(json.dumps({"body": connection.recv(4096).decode("latin-1")}))
+        said = connection.recv(4096)
+        if context and q["alpn"]:  # of HTTP/2 the headers of the answer, which other frames may precede
+            while len(said) >= 9 and said[3] != HEADERS:
+                size = 9 + int.from_bytes(said[:3], "big")
+                while len(said) < size + 9 and (more := connection.recv(4096)):
+                    said += more
+                said = said[size:]
+            said = said[9:]
+        print(json.dumps({"body": said.decode("latin-1")}))
 except (OSError, http.client.HTTPException) as error:
     print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
 """
 
-# What a client of each kind says first: an HTTP request; HTTP/2's preface with an empty SETTINGS frame.
+# What a client of each kind says first: an HTTP request; in HTTP/2 a preface and an empty SETTINGS frame before it.
 FIRST_BYTES = {
     "https": "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
-    "grpcs": "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00",
+    "grpcs": "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+    # A HEADERS frame that ends its stream, and whose headers stand in HPACK's static table but for the host's name.
+    "\x00\x00\x0e\x01\x05\x00\x00\x00\x01\x82\x84\x87\x41\x09localhost",
 }
 
 

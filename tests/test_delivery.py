@@ -70,6 +70,25 @@ def test_first_failing_stage_ends_the_run_and_is_reported_with_its_last_words(tm
         assert "Not delivered: deploy failed" in text and "the disk is full" in text, name
 
 
+def test_missing_telemetry_is_reported_with_what_the_doctor_finds(tmp_path, stages, monkeypatch):
+    link = {"link": "traces", "state": "missing", "evidence": "no trace", "hint": "a journal"}
+    report = json.dumps({"ok": False, "missing": ["traces"], "traces": 0, "links": [link]})
+    verdict = f"open({str(tmp_path / 'verify.json')!r}, 'w').write({report!r}); raise SystemExit(1)"
+    stages(provision=python("print('/an/inventory')"), verify=python(verdict))
+    found = [{"check": "services", "problem": "the Collector is inactive", "remedy": "start it"}]
+    found += [{"check": "signals", "problem": "traces is missing once more", "remedy": ""}]
+    own = pipeline._own
+    doctor = python(
+        f"import sys; print({json.dumps({'findings': found})!r}); sys.exit(sys.argv[1:] != ['/an/inventory'])"
+    )
+    monkeypatch.setattr(pipeline, "_own", lambda *words: [*doctor, words[-1]] if words[0] == "doctor" else own(*words))
+    answer = run_pipeline(tmp_path)
+    assert answer.exit_code == 1
+    cause = "services: the Collector is inactive. Do: start it\ntraces is missing: no trace. Look at: a journal"
+    assert outcomes(tmp_path)[-1].cause == cause
+    assert "the Collector is inactive" in (tmp_path / "report.md").read_text()
+
+
 def test_command_that_does_not_exist_is_a_failed_stage(tmp_path, stages):
     stages(provision=["/no/such/program"])
     answer = run_pipeline(tmp_path)

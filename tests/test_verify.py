@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from watchpost import verify, verify_target
 from watchpost.cli import command_line
 from watchpost.ledger import Sent
-from watchpost.verify import LINKS, Missing, Run, State, follow, judge_trace, risen
+from watchpost.verify import LABELS, LINKS, Missing, Run, State, follow, judge_trace, risen
 from watchpost.verify_grafana import Grafana, Span, lines_of, spans_of
 
 PASSWORD = "the-password"
@@ -151,7 +151,8 @@ class Appliance:
                     structured = {}
                 if "trace_id" in expression and structured.get("trace_id", "no id") not in expression:
                     continue
-                labels.append({"service_name": "taskboard", "deployment_environment_name": "test"} | structured)
+                named = dict.fromkeys(LABELS, "test") | {"service_name": "taskboard"}
+                labels.append({k: v for k, v in named.items() if k not in self.broken} | structured)
                 bodies.append(f"{method} {route} {status}")
         names = ("labels", "timestamp", "body") if self.new_names else ("labels", "Time", "Line")
         fields = [{"name": name} for name in names]
@@ -248,6 +249,13 @@ def test_the_missing_link_is_named_and_no_other(broken, named, unasked):
     assert missing(results) == named
     assert all(results[name].state is State.UNASKED for name in unasked)
     assert all("journalctl -u watchpost-" in results[name].hint for name in named)
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_a_missing_label_of_log_lines_is_named_without_waiting(label):
+    results, seconds = results_of(Appliance(broken={label}))
+    assert results["logs"].state is State.MISSING and seconds == 0
+    assert f"log lines lack the label {label}; they have" in results["logs"].evidence
 
 
 def test_the_three_signals_are_looked_for_on_their_own():

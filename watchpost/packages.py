@@ -18,6 +18,7 @@ PACKAGES: dict[str, dict[str, tuple[str, str]]] = {
         "nftables": ("nft", "lets a test host reach Debian's packages"),
         "iproute2": ("ip", "gives a test host its own network"),
         "openssh-client": ("ssh", "Ansible's way into a host"),
+        "curl": ("curl", "sends gRPC requests that no library would make"),
     },
     "building from source": {
         "gcc": ("gcc", "links Grafana's SQLite when it is built from source"),

@@ -34,6 +34,8 @@ from watchpost.verify_target import USER, TargetError
 SERVICE = "taskboard"
 #: By this the Collector knows these requests' traces, and keeps them all where it keeps a share of the others.
 USER_AGENT = f"watchpost-verify/{__version__}"
+#: By these every log line can be found, whatever convention and language its sender follows.
+LABELS = ("service_name", "service_instance_id", "deployment_environment", "level")
 IDS = 100  # trace ids that one question names
 VERDICT = "verify.json"
 POLL = 0.5  # seconds between two looks at what is not visible yet
@@ -57,6 +59,10 @@ class Missing(Exception):
         """Name the units to look at when they are others than the link's own."""
         super().__init__(why)
         self.units = units
+
+
+class Wrong(Missing):
+    """A link is there and is not as it must be: waiting does not mend it."""
 
 
 class Unasked(Exception):
@@ -271,15 +277,15 @@ def _is_below(span: Span, ancestor: Span, by_id: dict[str, Span]) -> bool:
 
 
 def logs(run: Run) -> str:
-    """The application's log lines arrive, whatever they say."""
+    """The application's log lines arrive, whatever they say, with the labels by which people look for them."""
     run.reached  # noqa: B018  # nothing to look for when no request was answered
     lines = run.grafana.logs(f'{{service_name="{SERVICE}"}}', run.started, run.now() + 1)
     if not lines:
         raise Missing(f"no log line of {SERVICE} since the first request")
-    environment = next((v for k, v in lines[0].labels.items() if k.startswith("deployment_environment")), None)
-    if environment is None:
-        raise Missing(f"the log lines lack the label deployment_environment_name; they have {sorted(lines[0].labels)}")
-    return f"{len(lines)} lines of {SERVICE} in {environment}"
+    for line in lines:
+        if lacking := [label for label in LABELS if not line.labels.get(label)]:
+            raise Wrong(f"log lines lack the label {', '.join(lacking)}; they have {', '.join(sorted(line.labels))}")
+    return f"{len(lines)} lines of {SERVICE} in {lines[0].labels['deployment_environment']}"
 
 
 def trace_to_logs(run: Run) -> str:
@@ -494,8 +500,8 @@ def follow(
             if not lost and None in ground:
                 continue  # still being waited for
             last_look = not link.waits or clock() >= began + timeout
-            result = _look(link, run, lost, clock, began)
-            if result.state is State.MISSING and not last_look:
+            result, final = _look(link, run, lost, clock, began)
+            if result.state is State.MISSING and not (final or last_look):
                 continue
             results[link.name] = result
             tell(result)
@@ -506,17 +512,18 @@ def follow(
         pause(POLL)
 
 
-def _look(link: Link, run: Run, lost: Sequence[str], clock: Callable[[], float], began: float) -> Result:
-    """Look for one link, once."""
+def _look(link: Link, run: Run, lost: Sequence[str], clock: Callable[[], float], began: float) -> tuple[Result, bool]:
+    """Look for one link, once; return what was found, and whether no later look can find anything else."""
     if lost:
-        return Result(link.name, link.sought, State.UNASKED, f"needs: {', '.join(lost)}")
+        return Result(link.name, link.sought, State.UNASKED, f"needs: {', '.join(lost)}"), True
     units: Sequence[str] = ()
+    final = False
     try:
         evidence = link.find(run)
     except Unasked as unasked:
-        return Result(link.name, link.sought, State.UNASKED, str(unasked))
+        return Result(link.name, link.sought, State.UNASKED, str(unasked)), True
     except Missing as missing:
-        why, units = str(missing), missing.units
+        why, units, final = str(missing), missing.units, isinstance(missing, Wrong)
     except AskError as error:
         why, units = str(error), (_UNITS[error.engine],)
     except httpx.HTTPError as error:
@@ -524,8 +531,8 @@ def _look(link: Link, run: Run, lost: Sequence[str], clock: Callable[[], float],
     except (ValueError, KeyError, TypeError) as error:
         why = f"an answer that cannot be read: {type(error).__name__}: {error}"
     else:
-        return Result(link.name, link.sought, State.FOUND, evidence, clock() - began if link.waits else None)
-    return Result(link.name, link.sought, State.MISSING, why, hint=link.hint(units))
+        return Result(link.name, link.sought, State.FOUND, evidence, clock() - began if link.waits else None), True
+    return Result(link.name, link.sought, State.MISSING, why, hint=link.hint(units)), final
 
 
 # --- the command ---
@@ -626,6 +633,8 @@ def _print(results: Iterable[Result], notes: Iterable[str], url: str) -> None:
     for result in missing:
         console.print(f"Missing: {result.link}. {result.evidence}", markup=False, soft_wrap=True)
         console.print(f"  Look at: {result.hint}", markup=False, soft_wrap=True)
+    if missing:
+        console.print("`python -m watchpost doctor` looks on the host for the reason.", markup=False)
     for note in notes:
         console.print(f"Note: {note}", markup=False, soft_wrap=True)
 

@@ -59,7 +59,7 @@ def page() -> Page:
                             title,
                             f"{tells}. Good up to {good:g}, poor from {poor:g}{' ms' if unit == 'ms' else ''}.",
                             look.loki_now(
-                                f"quantile_over_time(0.75, {VITAL} | browser_web_vital_name=`{name}` | unwrap browser_web_vital_value [$__range]) by ()"
+                                f"quantile_over_time(0.75, {VITAL} | browser_web_vital_name=`{name}` | unwrap browser_web_vital_value | __error__=`` [$__range]) by ()"
                             ),
                             unit=unit,
                             steps=_steps(good, poor),
@@ -85,7 +85,7 @@ def page() -> Page:
                         "Times, three of four visits are faster",
                         "The vitals that are times.",
                         look.loki_metric(
-                            f"quantile_over_time(0.75, {VITAL} | browser_web_vital_name!=`cls` | unwrap browser_web_vital_value [$__interval]) by (browser_web_vital_name)",
+                            f"quantile_over_time(0.75, {VITAL} | browser_web_vital_name!=`cls` | unwrap browser_web_vital_value | __error__=`` [$__interval]) by (browser_web_vital_name)",
                             "{{browser_web_vital_name}}",
                         ),
                         unit="ms",

@@ -246,7 +246,9 @@ def draw_logs(axes: Axes, panel: dict[str, Any], answers: list[Answer]) -> None:
 def draw_map(axes: Axes, panel: dict[str, Any], answers: list[Answer]) -> None:
     """Draw who calls whom, callers on the left, with calls a second on the arrows."""
     axes.axis("off")
-    edges = {(labels["client"], labels["server"]): points[-1][1] for labels, points in answers[0].series()}
+    edges: dict[tuple[str, str], float] = {}
+    for labels, points in answers[0].series():  # first of requests, then of failures and seconds, which are not drawn
+        edges.setdefault((labels["client"], labels["server"]), points[-1][1])
     if not edges:
         return draw_nothing(axes, panel)
     column = {node: 0 for edge in edges for node in edge}
@@ -334,7 +336,9 @@ def draw_dashboard(reader: Reader, uid: str) -> Figure:
         if panel["type"] == "bargauge":
             inner, size = (left + 0.09, inner[1]), (width - 0.1, size[1])
         figure.add_artist(
-            Rectangle((left + 0.002, bottom + 0.1 / high), width - 0.004, (place["h"] - 0.2) / high, color=PANEL)
+            Rectangle(
+                (left + 0.002, bottom + 0.1 / high), width - 0.004, (place["h"] - 0.2) / high, color=PANEL, zorder=-1
+            )
         )
         axes = figure.add_axes((*inner, *size), facecolor=PANEL)
         for spine in axes.spines.values():

@@ -1,5 +1,6 @@
 """The gateway as one sees it from outside: TLS, what it lets through, and what it says when something is down."""
 
+import gzip
 import json
 import ssl
 import subprocess
@@ -7,8 +8,10 @@ from collections import Counter
 
 import httpx
 import pytest
-from conftest import PKI, PROJECT, play
+from conftest import ENDPOINTS, PKI, PROJECT, play
 from otlp import JSON, Probe
+
+from drills.harness import call_grpc
 
 
 @pytest.fixture
@@ -176,3 +179,21 @@ def test_certificate_of_the_users_own_is_served(client, address, own_certificate
     back = play("pki,gateway")
     assert back.code == 0, back.output
     assert client.get("/healthz").status_code == 200, "Watchpost's own certificate is back"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "packed", "status"),
+    [
+        ("gzip", gzip.compress(b""), "0"),  # no spans: an empty message of protobuf
+        # By the header alone: what is in the message does not matter.
+        ("zstd", gzip.compress(b""), "12"),
+        ("snappy", gzip.compress(b""), "12"),
+        ("gzip, zstd", gzip.compress(b""), "12"),
+    ],
+)
+def test_grpc_is_taken_packed_by_gzip_only(host, address, tmp_path, encoding, packed, status):
+    for name, path in {"ca.crt": "ca.crt", "tls.crt": "operator/tls.crt", "tls.key": "operator/tls.key"}.items():
+        (tmp_path / name).write_text(host.file(f"{PKI}/{path}").content_string)
+    url = f"https://{address}:{ENDPOINTS['gateway']['otlp_grpc']['port']}"
+    method = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+    assert call_grpc(url + method, tmp_path, packed, encoding) == status

@@ -21,8 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-#: Seconds between two looks. By `least` / LOOK_SECONDS it follows how fast a disk may fill, 1 GB/s by default.
-LOOK_SECONDS = 0.5
+#: Seconds between two looks. By `least` / LOOK_SECONDS it follows how fast a disk may fill, less what stopping takes.
+LOOK_SECONDS = 0.1
 MIB = 1024 * 1024
 
 
