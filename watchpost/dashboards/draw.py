@@ -19,7 +19,7 @@ from PIL import Image
 from watchpost.dashboards import pages
 from watchpost.dashboards.look import GRID_WIDTH
 from watchpost.dashboards.run import Answer, Reader
-from watchpost.verify_grafana import lines_of
+from watchpost.verify_grafana import AskError, lines_of
 
 #: Inches of a cell of Grafana's grid.
 CELL = (0.62, 0.34)
@@ -344,7 +344,13 @@ def draw_dashboard(reader: Reader, uid: str) -> Figure:
         for spine in axes.spines.values():
             spine.set_color("#2c3235")
         figure.text(left + 0.008, top - 0.6 / high, panel["title"], color=INK, fontsize=7, weight="bold", va="center")
-        DRAWN[panel["type"]](axes, panel, reader.panel(panel, values))
+        try:
+            answers = reader.panel(panel, values)
+        except AskError as error:  # the others are worth a picture all the same
+            axes.axis("off")
+            axes.text(0, 0.5, textwrap.fill(str(error), 60), color=NAMED["red"], va="center", fontsize=7)
+            continue
+        DRAWN[panel["type"]](axes, panel, answers)
     return figure
 
 
