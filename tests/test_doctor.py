@@ -206,10 +206,13 @@ def test_a_certificate_that_is_still_valid_explains_nothing_else():
     assert not finding.explains
 
 
+def test_a_harmless_change_by_hand_explains_nothing_else():
+    found = broken(facts__components__loki__altered=["x"], facts__units__UNIT__ActiveState="failed")
+    assert told(found) == [("configuration", "loki"), ("services", "loki")]
+
+
 def test_queues_are_not_told_while_the_collector_itself_is_at_fault():
-    found = broken(
-        facts__components__otel_collector__altered=["x"], facts__queues={"otlp_http/tempo": {"waiting": 9.0}}
-    )
+    found = broken(facts__components__otel_collector__refused="x", facts__queues={"otlp_http/tempo": {"waiting": 9.0}})
     assert told(found) == [("configuration", "otel_collector")]
 
 

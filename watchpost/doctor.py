@@ -247,8 +247,9 @@ def _component(host: str, name: str, facts: Mapping[str, Any], due: list[str]) -
         )
         yield Finding(host, "configuration", name, problem, remedy)
     elif found["altered"]:
+        # Its program accepts it, so it explains nothing else.
         problem = "changed by hand: " + "; ".join(found["altered"])
-        yield Finding(host, "configuration", name, problem, f"{SITE} puts back what was deployed")
+        yield Finding(host, "configuration", name, problem, f"{SITE} puts back what was deployed", explains=False)
     database = unit.get("database", "")
     if database.startswith("sqlite:///") and not database.startswith("sqlite:////"):
         problem = f"{unit_name} has the relative database path {database}, which depends on where it is started"

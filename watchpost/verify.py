@@ -13,10 +13,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import httpx
 import typer
@@ -37,6 +38,8 @@ USER_AGENT = f"watchpost-verify/{__version__}"
 #: By these every log line can be found, whatever convention and language its sender follows.
 LABELS = ("service_name", "service_instance_id", "deployment_environment", "level")
 IDS = 100  # trace ids that one question names
+T = TypeVar("T")
+AT_ONCE = 8  # traces that are looked for at the same time
 VERDICT = "verify.json"
 POLL = 0.5  # seconds between two looks at what is not visible yet
 
@@ -232,11 +235,13 @@ def wrong_answers(all_sent: Sequence[Sent]) -> str:
 def traces(run: Run) -> str:
     """Each request's trace holds the server's span below ours, and the SQL spans below that."""
     reached = run.reached
-    for sent in reached:
-        if sent.trace_id not in run.served:
-            spans = run.grafana.trace(sent.trace_id)
-            run.served[sent.trace_id] = judge_trace(sent, spans)
-            run.spans[sent.trace_id] = {span.span_id for span in spans}
+    wanted = [sent for sent in reached if sent.trace_id not in run.served]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for some in batched(wanted, AT_ONCE):
+            found = pool.map(lambda sent: run.grafana.trace(sent.trace_id, run.started - 60, run.now() + 60), some)
+            for sent, spans in zip(some, found, strict=True):
+                run.served[sent.trace_id] = judge_trace(sent, spans)
+                run.spans[sent.trace_id] = {span.span_id for span in spans}
     return f"{len(reached)} traces, {sum(len(ids) for ids in run.spans.values())} spans"
 
 
@@ -305,9 +310,9 @@ def trace_to_logs(run: Run) -> str:
     return f"{len(found)} of {len(wanted)} requests have their log line"
 
 
-def batched(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    """Return the ids in portions of at most `size`."""
-    return (ids[start : start + size] for start in range(0, len(ids), size))
+def batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Return the items in portions of at most `size`."""
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def metrics(run: Run) -> str:

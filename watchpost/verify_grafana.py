@@ -81,10 +81,14 @@ class Grafana:
         answer = self.client.post(f"{self.base}/login", json={"user": user, "password": password})
         self.object_of("grafana", answer)
 
-    def trace(self, trace_id: str) -> list[Span]:
-        """Return the spans that Tempo holds of a trace; none when it does not know it."""
+    def trace(self, trace_id: str, start: float = 0, end: float = 0) -> list[Span]:
+        """Return the spans that Tempo holds of a trace; none when it does not know it.
+
+        With times (Unix seconds) Tempo looks only into what may hold spans of between them.
+        """
         answer = self.client.get(
             f"{self.base}/api/datasources/proxy/uid/{TEMPO}/api/traces/{trace_id}",
+            params={"start": int(start), "end": int(end)} if end else {},
             headers={"Accept": "application/json"},
         )
         if answer.status_code == 404 and not _is_json(answer):

@@ -6,8 +6,9 @@ from watchpost.dashboards import look
 from watchpost.dashboards.look import Page, Steps, to
 from watchpost.dashboards.names import BROWSER, ERROR_STEPS, LOGS, SLOW_SECONDS, TRACES, quantile
 
-VITAL = '{service_name=~"$service"} | event_name=`browser.web_vital`'
-ERRORS = '{service_name=~"$service"} | event_name=`exception`'
+# Loki wants a matcher that the empty text does not meet, which is what $service is before the first visit.
+VITAL = '{service_name=~"$service", service_name!=""} | event_name=`browser.web_vital`'
+ERRORS = '{service_name=~"$service", service_name!=""} | event_name=`exception`'
 SPANS, LATENCY = "traces_spanmetrics_calls_total", "traces_spanmetrics_latency"
 LOADS = 'service_name=~"$service", span_name="documentLoad"'
 FETCHES = 'service_name=~"$service", span_kind="SPAN_KIND_CLIENT"'

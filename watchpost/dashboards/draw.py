@@ -19,7 +19,7 @@ from PIL import Image
 from watchpost.dashboards import pages
 from watchpost.dashboards.look import GRID_WIDTH
 from watchpost.dashboards.run import Answer, Reader
-from watchpost.verify_grafana import lines_of
+from watchpost.verify_grafana import AskError, lines_of
 
 #: Inches of a cell of Grafana's grid.
 CELL = (0.62, 0.34)
@@ -41,14 +41,14 @@ def written(value: float, unit: str) -> str:
     """Write a value with its unit, as short as Grafana does."""
     if unit == "percentunit":
         return f"{value * 100:.3g} %"
+    if unit == "ms":
+        value, unit = value / 1000, "s"
     if unit == "s":
         for size, name in ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s")):
             if abs(value) >= size:
                 return f"{value / size:.3g} {name}"
-        return f"{value * 1000:.3g} ms"
-    suffix = {"ms": " ms", "d": " d", "reqps": " req/s", "ops": " ops/s", "cps": " /s", "bytes": "B", "Bps": "B/s"}.get(
-        unit, ""
-    )
+        return f"{value * 1000:.3g} ms" if value else "0 s"
+    suffix = {"d": " d", "reqps": " req/s", "ops": " ops/s", "cps": " /s", "bytes": "B", "Bps": "B/s"}.get(unit, "")
     for size, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g} {name}{suffix.lstrip()}"
@@ -228,7 +228,7 @@ def draw_table(axes: Axes, panel: dict[str, Any], answers: list[Answer]) -> None
 
 
 def draw_logs(axes: Axes, panel: dict[str, Any], answers: list[Answer]) -> None:
-    """Draw log lines, the latest first, each as far as it fits, in the colour of its level."""
+    """Draw log lines, each as far as it fits, in the colour of its level."""
     axes.axis("off")
     found = [line for answer in answers for frame in answer.frames for line in lines_of(frame)]
     if not found:
@@ -344,7 +344,13 @@ def draw_dashboard(reader: Reader, uid: str) -> Figure:
         for spine in axes.spines.values():
             spine.set_color("#2c3235")
         figure.text(left + 0.008, top - 0.6 / high, panel["title"], color=INK, fontsize=7, weight="bold", va="center")
-        DRAWN[panel["type"]](axes, panel, reader.panel(panel, values))
+        try:
+            answers = reader.panel(panel, values)
+        except AskError as error:  # the others are worth a picture all the same
+            axes.axis("off")
+            axes.text(0, 0.5, textwrap.fill(str(error), 60), color=NAMED["red"], va="center", fontsize=7)
+            continue
+        DRAWN[panel["type"]](axes, panel, answers)
     return figure
 
 
