@@ -284,13 +284,15 @@ def _is_below(span: Span, ancestor: Span, by_id: dict[str, Span]) -> bool:
 def logs(run: Run) -> str:
     """The application's log lines arrive, whatever they say, with the labels by which people look for them."""
     run.reached  # noqa: B018  # nothing to look for when no request was answered
-    lines = run.grafana.logs(f'{{service_name="{SERVICE}"}}', run.started, run.now() + 1)
+    logql, now = f'{{service_name="{SERVICE}"}}', run.now()
+    lines = run.grafana.logs(logql, run.started, now + 1)
     if not lines:
         raise Missing(f"no log line of {SERVICE} since the first request")
     for line in lines:
         if lacking := [label for label in LABELS if not line.labels.get(label)]:
             raise Wrong(f"log lines lack the label {', '.join(lacking)}; they have {', '.join(sorted(line.labels))}")
-    return f"{len(lines)} lines of {SERVICE} in {lines[0].labels['deployment_environment']}"
+    environments = run.grafana.count_logs(logql, "deployment_environment", run.started, now + 1)
+    return f"{sum(environments.values())} lines of {SERVICE} in {', '.join(sorted(environments))}"
 
 
 def trace_to_logs(run: Run) -> str:
@@ -330,7 +332,7 @@ def metrics(run: Run) -> str:
             raise Missing(f"{counted[method, status]} of {wanted} {method} requests with status {status} are counted")
     others = sum(counted.values()) - sum(made.values())
     return f"{sum(made.values())} requests made, {sum(counted.values())} counted" + (
-        f" ({others} of them by others)" if others else ""
+        f" ({others} more: somebody else's, or what traffic deletes in the end)" if others else ""
     )
 
 

@@ -104,9 +104,9 @@ def look(grafana: Grafana, run: Run | None, sent: list[Sent], exports: Path) -> 
 
     def levels() -> None:
         if run:
-            for line in grafana.logs(f'{{service_name="{verify.SERVICE}"}}', start, end):
-                level = line.labels.get("detected_level", line.labels.get("level", "unknown"))
-                found.levels[level] = found.levels.get(level, 0) + 1
+            logql = f'{{service_name="{verify.SERVICE}"}}'
+            counts = grafana.count_logs(logql, "detected_level", start, end)  # the level as Loki understands it
+            found.levels = {level or "unknown": count for level, count in counts.items()}
 
     def budgets() -> None:
         query = "slo:budget_left:ratio"
