@@ -14,6 +14,7 @@ TAIL = 60  # lines shown of a failed scenario
 #: Started first, so that the longest does not run alone at the end.
 LONGEST = (
     "appliance",
+    "doctor",
     "pipeline",
     "grafana",
     "service",

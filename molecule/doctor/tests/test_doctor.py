@@ -102,14 +102,16 @@ def doctor(host, tmp_path):
 FAILURES = []
 
 
-def failure(check, subject, *words, **settings):
-    """Register a function that breaks the host, and the one finding that there must be meanwhile, by its words."""
+def failure(check, subject, *words, variant=False, **settings):
+    """Register a function that breaks the host, and the one finding that there must be meanwhile, by its words.
+
+    A variant is another way to the finding of a check that has a test already: it runs with the long tests.
+    """
 
     def register(function):
-        name = function.__name__.replace("_", " ")
-        FAILURES.append(
-            pytest.param(contextlib.contextmanager(function), check, subject, words, settings, id=f"{check}: {name}")
-        )
+        identifier = f"{check}: {function.__name__.replace('_', ' ')}"
+        values = (contextlib.contextmanager(function), check, subject, words, settings)
+        FAILURES.append(pytest.param(*values, id=identifier, marks=[pytest.mark.long] if variant else []))
         return function
 
     return register
@@ -144,7 +146,7 @@ def receiver_whose_name_is_lost(host):
     host.check_output("echo %s >> /etc/hosts", HOOKS)
 
 
-@failure("disk", "/var/lib/watchpost/node_exporter", "is 9", "full, in bytes")
+@failure("disk", "/var/lib/watchpost/node_exporter", "is 9", "full, in bytes", variant=True)
 def full_file_system(host):
     place = "/var/lib/watchpost/node_exporter"
     owner = "uid=watchpost-node-exporter,gid=watchpost-node-exporter,mode=750"
@@ -179,14 +181,16 @@ def configuration_that_its_service_cannot_read(host):
     host.check_output("chmod 640 /etc/watchpost/loki/current/loki.yml")
 
 
-@failure("permissions", "prometheus", "/wal cannot be written by watchpost-prometheus, it is root:")
+@failure("permissions", "prometheus", "/wal cannot be written by watchpost-prometheus, it is root:", variant=True)
 def data_that_belong_to_root(host):
     host.check_output("chown root /var/lib/watchpost/prometheus/wal")
     yield
     host.check_output("chown watchpost-prometheus /var/lib/watchpost/prometheus/wal")
 
 
-@failure("certificates", "tempo", "tls.key is root:watchpost-tempo 0644 instead of root:watchpost-tempo 0640")
+@failure(
+    "certificates", "tempo", "tls.key is root:watchpost-tempo 0644 instead of root:watchpost-tempo 0640", variant=True
+)
 def key_that_everybody_can_read(host):
     host.check_output(f"chmod 644 {PKI}/tempo/tls.key")
     yield
@@ -212,7 +216,7 @@ def certificate_close_to_its_end(host):
     restart(host, "loki")
 
 
-@failure("certificates", "loki", "it expired on")
+@failure("certificates", "loki", "it expired on", variant=True)
 def certificate_that_has_expired(host):
     with kept(host, f"{PKI}/loki/tls.crt"):
         host.check_output("python3 -c %s loki -1", SIGN)
@@ -243,7 +247,7 @@ def configuration_for_another_version(host):
         yield
 
 
-@failure("configuration", "prometheus", "changed by hand", "prometheus.yml was changed last")
+@failure("configuration", "prometheus", "changed by hand", "prometheus.yml was changed last", variant=True)
 def configuration_changed_by_hand(host):
     file = CURRENT % "prometheus" + "/prometheus.yml"
     with kept(host, file):
@@ -286,14 +290,14 @@ def old_version_after_a_deploy(host):
     host.check_output(f"rm -r {home}/old")
 
 
-@failure("versions", "gateway", "/usr/sbin/nginx (deleted)", "was replaced since it was started")
+@failure("versions", "gateway", "/usr/sbin/nginx (deleted)", "was replaced since it was started", variant=True)
 def program_that_was_replaced_while_it_ran(host):
     host.check_output("cp -a /usr/sbin/nginx /usr/sbin/nginx.new && mv /usr/sbin/nginx.new /usr/sbin/nginx")
     yield
     restart(host, "gateway")
 
 
-@failure("versions", "alertmanager", "was switched, and it was neither restarted nor reloaded since")
+@failure("versions", "alertmanager", "was switched, and it was neither restarted nor reloaded since", variant=True)
 def configuration_that_was_switched_without_a_restart(host):
     host.check_output("touch -h /etc/watchpost/alertmanager/current")
     yield
@@ -313,7 +317,7 @@ def service_that_ends_again_and_again(host):
         yield
 
 
-@failure("services", "watchpost-disk-guard.service", "is inactive")
+@failure("services", "watchpost-disk-guard.service", "is inactive", variant=True)
 def guard_that_was_stopped(host):
     host.check_output("systemctl stop watchpost-disk-guard")
     yield
