@@ -134,7 +134,7 @@ def test_nothing_is_found_on_a_sound_host():
             "loki",
             "is inactive. It says: out of luck",
         ),
-        ({"facts__units__UNIT": UNIT | {"NRestarts": "5", "active_seconds": 2.0}}, "services", "loki", "5 times"),
+        ({"facts__units__UNIT": UNIT | {"NRestarts": "5", "active_seconds": 29.9}}, "services", "loki", "5 times"),
         ({"facts__units__UNIT__UnitFileState": "disabled"}, "services", "loki", "is disabled"),
         ({"facts__units__UNIT": {"LoadState": "not-found"}}, "services", "loki", "is not-found"),
         ({"facts__components__loki__not_ready": "https://x: timed out"}, "services", "loki", "is not ready: https://x"),
@@ -171,6 +171,10 @@ def test_a_fault_is_one_finding_that_says_what_to_do(changes, check, subject, wo
     assert (finding.check, finding.subject) == (check, subject)
     assert words in finding.problem and finding.remedy
     assert check in CHECKS
+
+
+def test_a_restart_that_is_over_is_no_fault():
+    assert told(broken(facts__units__UNIT=UNIT | {"NRestarts": "5", "active_seconds": 30.0})) == []
 
 
 def test_what_follows_from_a_fault_is_not_told():

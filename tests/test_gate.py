@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import asdict
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from watchpost.cli import command_line
@@ -90,6 +91,26 @@ def test_limits_are_those_of_the_objectives_if_no_flag_says_otherwise(tmp_path, 
     limits = {check["name"]: check["limit"] for check in verdict["checks"]}
     assert limits["availability"] == "at least 95.000%" and limits["P95"] == "at most 250 ms"
     assert gate.promised("nobody") == (None, None)
+
+
+def test_objectives_of_the_inventory_stand_above_the_files(tmp_path):
+    hosts = {"prometheus": {"hosts": {"vm": {"promise": 0.95}}}, "watchpost": {"children": {"prometheus": {}}}}
+    slos = [{"name": "up", "service": "taskboard", "objective": "{{ promise }}", "availability": {}}]
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump(hosts))
+    (tmp_path / "group_vars").mkdir()
+    (tmp_path / "group_vars/watchpost.yml").write_text(yaml.safe_dump({"watchpost_slos": slos}))
+    answer, verdict = run_gate(tmp_path, requests(errors=12), "--inventory", str(tmp_path), "--error-rate", "1")
+    assert answer.exit_code == 0, answer.output
+    limits = {check["name"]: check["limit"] for check in verdict["checks"]}
+    assert limits["availability"] == "at least 95.000%" and limits["P95"] == "at most 500 ms"
+    (tmp_path / "group_vars/watchpost.yml").write_text(yaml.safe_dump({"watchpost_slos": [slos[0] | {"window": "x"}]}))
+    answer, _ = run_gate(tmp_path, requests(), "--inventory", str(tmp_path))
+    assert answer.exit_code == 2 and "watchpost_slos[0].window" in answer.output
+
+
+def test_inventory_that_is_not_there_is_wrong_usage(tmp_path):
+    answer, _ = run_gate(tmp_path, requests(), "--inventory", "/none")
+    assert answer.exit_code == 2 and "--inventory /none" in answer.output
 
 
 def test_empty_run_is_no_good_run(tmp_path):

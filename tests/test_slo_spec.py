@@ -250,3 +250,10 @@ def test_check_names_what_is_wrong_and_fails(tmp_path):
     done = watchpost("check", tmp_path / "slo.yml")
     assert done.returncode == 1
     assert done.stderr == "watchpost slo: watchpost_slos[0].objective: 1.2 is not below 1\n"
+
+
+@pytest.mark.parametrize("command", ["check", "rules", "import"])
+def test_file_that_is_not_there_is_wrong_usage(tmp_path, command):
+    done = watchpost(command, tmp_path / "none.yml")
+    assert done.returncode == 2
+    assert done.stderr == f"watchpost slo: {tmp_path}/none.yml cannot be read: No such file or directory\n"

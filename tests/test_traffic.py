@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from watchpost.cli import command_line
-from watchpost.delivery.traffic import MIX, Operation, Scenario, by_operation, read_mix
+from watchpost.delivery.traffic import MIX, Operation, Scenario, by_operation, read_mix, tidy
 from watchpost.ledger import Ledger, LedgerError, Run, percentile, read
 
 
@@ -59,7 +59,21 @@ def test_each_answer_is_known_beforehand():
     assert not wrong
     made = [sent.operation for sent in ledger.sent]
     assert made.count(Operation.CREATE) >= 200 and set(made) == set(Operation)
-    assert sum(person.tidy() for person in people) == 0 and not manager.tasks
+    assert tidy(people) == 0 and not manager.tasks
+
+
+def test_everybody_tidies_at_once_and_tells_how_far_it_is():
+    manager = TaskManager()
+    _, people = play(manager, creates=40, people=4, mix={Operation.CREATE: 1})
+    together, told = threading.Barrier(4, timeout=10), []
+
+    def answer(request):
+        together.wait()  # until four ask
+        return manager(request)
+
+    people[0].ledger.client = httpx.Client(base_url="https://x", transport=httpx.MockTransport(answer))
+    assert tidy(people, told.append) == 0 and not manager.tasks
+    assert sorted(told) == list(range(1, 41))
 
 
 def test_each_request_begins_a_sampled_trace_of_its_own():
@@ -84,7 +98,7 @@ def test_failing_answers_do_not_stop_the_traffic_and_doubtful_tasks_are_tidied()
     failed = [sent for sent in ledger.sent if sent.operation == Operation.DELETE]
     assert failed and not any(sent.available for sent in failed)
     manager.fails = ()
-    assert sum(person.tidy() for person in people) == 0 and not manager.tasks
+    assert tidy(people) == 0 and not manager.tasks
 
 
 def test_request_without_an_answer_is_remembered_as_unavailable():

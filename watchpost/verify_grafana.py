@@ -107,8 +107,9 @@ class Grafana:
         Loki counts them itself, however many there are; `logs` ends at its limit.
         """
         window = math.ceil(1000 * (end - start))
-        query = {"expr": f"sum by ({by}) (count_over_time({logql} [{window}ms]))", "queryType": "instant"}
-        series = [each for frame in self._query(LOKI, query, start, end) for each in series_of(frame)]
+        counts = f"sum by ({by}) (count_over_time({logql} [{window}ms]))"
+        frames = self._query(LOKI, {"expr": counts, "queryType": "instant"}, start, end)
+        series = [each for frame in frames for each in series_of(frame)]
         return {labels.get(by, ""): int(count) for labels, count in series}
 
     def instant(self, promql: str, at: float) -> list[tuple[dict[str, str], float]]:

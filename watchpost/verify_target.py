@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -141,7 +142,20 @@ def _password(deployment: str, entries: dict[str, str], file: Path | None) -> st
 
 
 def _from_inventory(inventory: str) -> tuple[str, str, str]:
-    """Return the gateway's URL, that of OTLP over HTTP and the deployment's name, as Ansible itself resolves them."""
+    """Return the gateway's URL, that of OTLP over HTTP and the deployment's name."""
+    names = ("watchpost_public_name", "watchpost_endpoints", "watchpost_deployment")
+    name, endpoints, deployment = variables(inventory, "gateway", *names)
+    port, ingest = (
+        int(endpoints[of][at]["port"]) for of, at in (("gateway", "https"), ("otel_collector", "ingest_http"))
+    )
+    return f"https://{name}" + ("" if port == 443 else f":{port}"), f"https://{name}:{ingest}", str(deployment)
+
+
+def variables(inventory: str, group: str, *names: str) -> list[Any]:
+    """Return the values of variables for a group's first host, as Ansible itself resolves them.
+
+    Without an inventory ansible.cfg's is read. Raises TargetError naming the inventory and what is wrong with it.
+    """
     # Ansible takes a third of a second to import: only when an inventory is read.
     from ansible import constants  # type: ignore[import-untyped]  # Ansible ships no types
     from ansible.errors import AnsibleError  # type: ignore[import-untyped]
@@ -159,17 +173,11 @@ def _from_inventory(inventory: str) -> tuple[str, str, str]:
         loader = DataLoader()
         loader.set_basedir(str(PROJECT))  # group_vars/ lies beside the playbook
         hosts = InventoryManager(loader, sources=sources)
-        gateways = hosts.get_hosts("gateway")
-        if not gateways:
-            raise TargetError(f"inventory {', '.join(sources)} has no host in the group gateway")
-        variables = VariableManager(loader, hosts).get_vars(host=gateways[0])
-        resolve = Templar(loader, variables=variables).template
-        name = str(resolve(variables["watchpost_public_name"]))
-        endpoints = resolve(variables["watchpost_endpoints"])
-        port, ingest = (
-            int(endpoints[of][at]["port"]) for of, at in (("gateway", "https"), ("otel_collector", "ingest_http"))
-        )
-        deployment = str(resolve(variables["watchpost_deployment"]))
+        members = hosts.get_hosts(group)
+        if not members:
+            raise TargetError(f"inventory {', '.join(sources)} has no host in the group {group}")
+        given = VariableManager(loader, hosts).get_vars(host=members[0])
+        resolve = Templar(loader, variables=given).template
+        return [resolve(given[name]) for name in names]
     except (AnsibleError, KeyError) as error:
         raise TargetError(f"inventory {', '.join(sources)}: {error}") from error
-    return f"https://{name}" + ("" if port == 443 else f":{port}"), f"https://{name}:{ingest}", deployment

@@ -23,9 +23,10 @@ from watchpost.delivery.traffic import LEDGER
 from watchpost.ledger import LedgerError, Sent, percentile
 from watchpost.ledger import read as ledger_of
 from watchpost.options import RUN, Json, RunDirectory
+from watchpost.slo import spec
 from watchpost.slo.cli import read_file
-from watchpost.slo.spec import SpecError
 from watchpost.verify import SERVICE
+from watchpost.verify_target import TargetError, variables
 
 VERDICT = "gate.json"
 #: How sure the comparison must be before it calls a difference real: one false alarm in so many comparisons, at most.
@@ -177,28 +178,32 @@ def read_baseline(file: Path) -> Baseline:
 # --- the command ---
 
 
-def promised(service: str) -> tuple[float | None, float | None]:
-    """Return what `group_vars/all/slo.yml` promises of a service's requests: availability, and the latency in seconds.
+def promised(service: str, inventory: str = "") -> tuple[float | None, float | None]:
+    """Return what the objectives promise of a service's requests: availability, and the latency in seconds.
 
-    Of several the strictest counts; None is what nothing is promised of.
+    They are the inventory's, which may have others than `group_vars/all/slo.yml`; without one, those of the file. Of
+    several the strictest counts; None is what nothing is promised of.
     """
-    slos = [slo for slo in read_file().slos if slo.service == service]
+    objectives = spec.read(*variables(inventory, "prometheus", *spec.VARIABLES.values())) if inventory else read_file()
+    slos = [slo for slo in objectives.slos if slo.service == service]
     shares = [slo.objective for slo in slos if slo.availability and slo.availability.of == "requests"]
     thresholds = [slo.latency.threshold for slo in slos if slo.latency and slo.latency.of == "requests"]
     return max(shares, default=None), min(thresholds, default=None)
 
 
 def gate(
+    inventory: Annotated[
+        str,
+        typer.Option(envvar="WATCHPOST_INVENTORY", help="Inventory with the objectives; default: the project's own."),
+    ] = "",
     run: RunDirectory = RUN,
     availability: Annotated[
         float | None,
-        typer.Option(
-            min=0, max=1, help="Least share answered, and not with a 5xx; default: the objective in slo.yml, or 0.99."
-        ),
+        typer.Option(min=0, max=1, help="Least share answered, and not with a 5xx; default: the objective, or 0.99."),
     ] = None,
     p95: Annotated[
         float | None,
-        typer.Option(min=0, help="Greatest P95 latency, milliseconds; default: the threshold in slo.yml, or 500."),
+        typer.Option(min=0, help="Greatest P95 latency, milliseconds; default: the objective's threshold, or 500."),
     ] = None,
     error_rate: Annotated[float, typer.Option(min=0, max=1, help="Greatest share of unexpected answers.")] = 0.01,
     least: Annotated[int, typer.Option(min=1, help="Requests without which nothing is proven.")] = 100,
@@ -215,7 +220,8 @@ def gate(
 ) -> None:
     """Fail unless the run was good: enough requests answered, few errors, fast, and no worse than an earlier run.
 
-    The limits are those of the objectives (group_vars/all/slo.yml), if no flag says otherwise.
+    The limits are those of the objectives (watchpost_slos of the inventory, else group_vars/all/slo.yml), if no flag
+    says otherwise.
 
     Reads RUN/ledger.jsonl, which `watchpost traffic` wrote; needs no appliance. Writes RUN/gate.json and RUN/gate.xml
     (JUnit). A difference from the baseline counts only when it is large and chance does not explain it.
@@ -224,7 +230,7 @@ def gate(
     """
     try:
         made, sent = ledger_of(run / LEDGER)
-        share, threshold = promised(SERVICE)
+        share, threshold = promised(SERVICE, inventory)
         limits = Limits(
             availability if availability is not None else share or 0.99,
             p95 / 1000 if p95 is not None else threshold or 0.5,
@@ -234,7 +240,7 @@ def gate(
         checks = judge(sent, limits)
         if baseline and sent:
             checks += compare(sent, read_baseline(baseline), slower_by)
-    except (LedgerError, SpecError, OSError, yaml.YAMLError) as error:
+    except (LedgerError, TargetError, spec.SpecError, OSError, yaml.YAMLError) as error:
         Console(stderr=True).print(f"watchpost gate: {error}", markup=False, soft_wrap=True, highlight=False)
         raise typer.Exit(2) from error
     good = all(check.passed for check in checks)

@@ -131,7 +131,11 @@ STAGES = (
         lambda inventory, run: _own("verify", "--inventory", inventory, "--ledger", str(run / LEDGER)),
         _missing_links,
     ),
-    Stage("gate", lambda _, run: _own("gate", "--run", str(run)), _unkept_limits),
+    Stage(
+        "gate",
+        lambda inventory, run: _own("gate", "--inventory", inventory, "--run", str(run)),
+        _unkept_limits,
+    ),
 )
 
 

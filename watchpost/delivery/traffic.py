@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import secrets
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -133,14 +135,18 @@ class Person:
     ) -> tuple[Sent, dict[str, Any]]:
         return self.ledger.send(method, path, expected, body, reads, operation)
 
-    def tidy(self) -> int:
-        """Delete what is left, outside the ledger: it is no part of the run. Return how many could not be."""
+    def tidy(self, tell: Callable[[], None] = lambda: None) -> int:
+        """Delete what is left, outside the ledger: it is no part of the run; `tell` hears of each.
+
+        Return how many could not be deleted.
+        """
         left = 0
         for task in [*self.tasks, *self.doubtful]:
             try:
                 left += self.ledger.client.delete(f"/api/tasks/{task}").status_code not in (204, 404)
             except httpx.HTTPError:
                 left += 1
+            tell()
         return left
 
 
@@ -156,7 +162,7 @@ class Scenario:
     seed: int
 
     def play(self, ledger: Ledger, run: str, tell: Callable[[int], None] = lambda _: None) -> list[Person]:
-        """Let everybody work until all tasks are made and the time is over; `tell` hears of each request."""
+        """Let everybody work until all tasks are made and the time is over; `tell` hears how many are made."""
         people = [
             Person(ledger, random.Random(f"{self.seed} {number}"), self.mix, f"traffic {run} {number}")  # noqa: S311
             for number in range(self.people)
@@ -171,11 +177,18 @@ class Scenario:
                 time.sleep(max(0.0, due - time.monotonic()))  # keeps to the rate
                 due = max(due + pause, time.monotonic() - pause)  # after a slow answer no burst makes up for it
                 person.act()
-                tell(len(ledger.sent))
+                tell(sum(each.created for each in people))
 
         with ThreadPoolExecutor(self.people) as pool:
             list(pool.map(work, people, shares))
         return people
+
+
+def tidy(people: Sequence[Person], tell: Callable[[int], None] = lambda _: None) -> int:
+    """Let everybody delete their tasks, all at once. Return how many could not be; `tell` hears how many are done."""
+    done = itertools.count(1)
+    with ThreadPoolExecutor(len(people)) as pool:
+        return sum(pool.map(lambda person: person.tidy(lambda: tell(next(done))), people))
 
 
 def traffic(
@@ -196,7 +209,7 @@ def traffic(
     """Use the task manager as people do: create, list, read, edit, complete and delete tasks, and ask for nonsense too.
 
     Each request begins a trace of its own (W3C traceparent), and is written into RUN/ledger.jsonl with its answer, for
-    `watchpost verify --run`, `gate` and `report`. The tasks are deleted in the end.
+    `watchpost verify --ledger`, `gate` and `report`. The tasks are deleted in the end.
 
     Exit code: 0 the traffic was made, whatever the answers were (the gate judges them), 2 wrong usage, or the appliance
     cannot be reached.
@@ -217,8 +230,11 @@ def traffic(
             ledger = Ledger(client, file=run / LEDGER)
             ledger.begin(made)
             console.print(f"{creates} tasks at {rate:g} requests a second on {target.url}, seed {seed}", markup=False)
-            people_ = _visibly(scenario, ledger, made.id, console)
-            left = sum(person.tidy() for person in people_)
+            with _shown(console, "tasks created", scenario.creates) as tell:
+                everybody = scenario.play(ledger, made.id, tell)
+            remaining = sum(len(person.tasks) + len(person.doubtful) for person in everybody)
+            with _shown(console, "tasks deleted", remaining) as tell:
+                left = tidy(everybody, tell)
     except (TargetError, OSError) as error:
         console.print(f"watchpost traffic: {error}", markup=False, soft_wrap=True)
         raise typer.Exit(2) from error
@@ -232,27 +248,22 @@ def traffic(
         show(summary, f"{len(ledger.sent)} requests, run {made.id}; ledger: {run / LEDGER}")
 
 
-def _visibly(scenario: Scenario, ledger: Ledger, run: str, console: Console) -> list[Person]:
-    """Play the scenario and show how far it is: a bar on a terminal, a line every ten seconds elsewhere."""
-    if not console.is_terminal:
-        told = time.monotonic()
+@contextmanager
+def _shown(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show how many of them are done: a bar on a terminal, a line every ten seconds elsewhere."""
+    told = time.monotonic()
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("", total=total)
 
-        def line(requests: int) -> None:
+        def tell(done: int) -> None:
             nonlocal told
-            if time.monotonic() - told > 10:
+            progress.update(bar, completed=done, total=max(total, done))
+            if not console.is_terminal and time.monotonic() - told > 10:
                 told = time.monotonic()
-                console.print(f"  {requests} requests", markup=False)
+                console.print(f"  {done} {what}", markup=False)
 
-        return scenario.play(ledger, run, line)
-    columns = (TextColumn("tasks created"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("", total=scenario.creates)
-
-        def advance(_: int) -> None:
-            creates = sum(sent.operation == Operation.CREATE for sent in list(ledger.sent))
-            progress.update(bar, completed=creates, total=max(scenario.creates, creates))
-
-        return scenario.play(ledger, run, advance)
+        yield tell
 
 
 Row = dict[str, float]

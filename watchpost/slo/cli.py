@@ -36,6 +36,8 @@ They stand in [bold]group_vars/all/slo.yml[/bold], or under watchpost_slos in yo
 
 `check` says what is wrong with them, `rules` shows what Prometheus gets, `import` translates OpenSLO. They take
 effect with the next run of site.yml. docs/slo.md explains every formula.
+
+Exit code: 0 good, 1 the objectives are wrong (each wrong field is named), 2 wrong usage, or the file cannot be read.
 """,
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -46,9 +48,13 @@ File = Annotated[Path, typer.Argument(help="A YAML file with watchpost_slos.", s
 
 @contextmanager
 def _told() -> Iterator[None]:
+    """Exit with 1 when objectives are wrong, with 2 when there is no file that could be read."""
     try:
         yield
-    except (spec.SpecError, OSError, yaml.YAMLError) as error:
+    except OSError as error:
+        sys.stderr.write(f"watchpost slo: {error.filename} cannot be read: {error.strerror}\n")
+        raise typer.Exit(2) from error
+    except (spec.SpecError, yaml.YAMLError) as error:
         sys.stderr.write(f"watchpost slo: {error}\n")
         raise typer.Exit(1) from error
 
@@ -68,7 +74,7 @@ def check(
 ) -> None:
     """Say what is wrong with objectives, field by field; or, when nothing is, what each comes to.
 
-    Exits with 1 when something is wrong. Whether Prometheus accepts the queries of a `ratio`, its own checker says
+    Whether Prometheus accepts the queries of a `ratio`, its own checker says
     during the run of site.yml, before they go live.
     """
     with _told():

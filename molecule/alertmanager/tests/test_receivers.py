@@ -308,6 +308,7 @@ def test_another_duration_replaces_the_silence(told, ask):
         ({"silence_for": "1h", "silence_comment": "all"}, "Say what to silence"),
         ({"silence_alrt": "X", "silence_host": "vm", "silence_for": "1h", "silence_comment": "y"}, "no silence_alrt"),
         ({"silence_host": "vm"}, "silence_for (such as 2h) and silence_comment are needed"),
+        ({"silence_host": "vm", "silence_for": "2x", "silence_comment": "y"}, "silence_for is 2x"),
     ],
 )
 def test_silence_that_cannot_be_meant_is_refused(told, variables, said):
