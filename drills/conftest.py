@@ -17,6 +17,7 @@ def pytest_addoption(parser):
     parser.addoption("--seed", type=int, default=None, help="of the random moments; default: a new one, printed")
     parser.addoption("--outage", type=float, default=600, help="seconds that one engine is down")
     parser.addoption("--values", type=int, default=1_000_000, help="distinct label values that one client sends")
+    parser.addoption("--leave-out", default="", help="stages of the Jenkinsfile not to execute, such as lint,unit")
     parser.addoption("--deliveries", type=int, default=10, help="times that a good release is delivered in a row")
 
 
@@ -60,6 +61,12 @@ def outage(request):
 def deliveries(request):
     """How often a good release is delivered in a row."""
     return request.config.option.deliveries
+
+
+@pytest.fixture
+def left_out(request):
+    """Stages of the Jenkinsfile that are not executed."""
+    return request.config.option.leave_out.split(",")
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from drills.harness import CHECKOUT, say, unit_name
+from tests import jenkins
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,21 @@ def test_good_release_is_delivered_time_after_time(release, deliveries):
         done, report, outcomes = release()
         assert done.returncode == 0, done.stdout[-3000:]
         assert report.startswith("# Delivered") and not failed(outcomes)
+
+
+def test_jenkinsfile_s_commands_pass_in_order_and_leave_its_artifacts(appliance, left_out):
+    found = jenkins.evaluate(INVENTORY=str(appliance.host.inventory))
+    environment = os.environ | jenkins.environment(found)
+    for stage, command in jenkins.steps(found):
+        # What Jenkins does at a build's end removes the test host of `make pipeline`, which this is not.
+        if stage in left_out or stage == "cleanup":
+            continue
+        say(f"  {stage}: {command}")
+        done = subprocess.run(["bash", "-c", command], cwd=CHECKOUT, env=environment, check=False)
+        assert done.returncode == 0, f"stage {stage}: {command}"
+    for pattern in jenkins.artifacts(found):
+        assert [file for file in CHECKOUT.glob(pattern) if file.is_file()], f"no file is {pattern}"
+    assert (CHECKOUT / environment["WATCHPOST_RUN"] / "report.md").read_text().startswith("# Delivered")
 
 
 def test_slow_release_is_stopped_at_the_gate_for_its_p95(release):

@@ -1,6 +1,8 @@
 // Evaluates a declarative Jenkinsfile with Groovy's own parser, the one that Jenkins uses, and prints what it holds as JSON.
+// Arguments: the file, and the build's parameters as a JSON object.
 // It is no Jenkins: a word of the pipeline that is not known below is an error, as is one in a place where it may not be.
 import groovy.json.JsonOutput
+import groovy.json.JsonSlurper
 
 class Words {
   static final Map<String, List<String>> WITHIN = [
@@ -22,16 +24,17 @@ class Place {
   String word
   List path
   List found
-  Map params = [:].withDefault { 'params' }
-  Map env = [WORKSPACE: '/workspace', PATH: '/bin']
+  Map params  // what is given, and the defaults of the others
+  Map env = System.getenv()
 
   def invokeMethod(String name, Object arguments) {
     if (!Words.WITHIN[word]?.contains(name)) throw new IllegalArgumentException("${word} has no ${name}")
     def given = arguments as List
     def body = given && given.last() instanceof Closure ? given.pop() : null
+    if (name == 'string') params.putIfAbsent(given[0].name, given[0].defaultValue)
     found << [path: path, word: name, arguments: given.collect { it instanceof Map ? it : it.toString() }]
     if (body) {
-      body.delegate = new Place(word: name, path: path + [given ? given[0].toString() : name], found: found)
+      body.delegate = new Place(word: name, path: path + [given ? given[0].toString() : name], found: found, params: params)
       body.resolveStrategy = Closure.DELEGATE_FIRST
       body.call()
     }
@@ -47,7 +50,7 @@ class Place {
 def found = []
 def script = new GroovyShell().parse(new File(args[0]))
 script.metaClass.pipeline = { Closure body ->
-  body.delegate = new Place(word: 'pipeline', path: [], found: found)
+  body.delegate = new Place(word: 'pipeline', path: [], found: found, params: new JsonSlurper().parseText(args[1]))
   body.resolveStrategy = Closure.DELEGATE_FIRST
   body.call()
 }

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -12,6 +11,7 @@ import httpx
 import pytest
 import typer.main
 import yaml
+from jenkins import environment, evaluate, shell_commands, steps
 from typer.testing import CliRunner
 
 from watchpost.cli import COMMANDS, command_line
@@ -244,19 +244,7 @@ def test_configuration_file_that_cannot_be_meant_is_refused(tmp_path, file, comp
 @pytest.fixture(scope="session")
 def jenkinsfile():
     """What Groovy finds in the Jenkinsfile: a list of {path, word, arguments}."""
-    assert shutil.which("groovy"), 'Groovy is missing: python -m watchpost packages "unit tests"'
-    return evaluate(PROJECT / "Jenkinsfile")
-
-
-def evaluate(file):
-    command = ["groovy", str(PROJECT / "tests/jenkinsfile.groovy"), str(file)]
-    answer = subprocess.run(command, text=True, capture_output=True, check=False)
-    assert answer.returncode == 0, answer.stderr
-    return json.loads(answer.stdout)
-
-
-def shell_commands(found):
-    return [each["arguments"][0] for each in found if each["word"] == "sh"]
+    return evaluate()
 
 
 def workflow():
@@ -266,6 +254,14 @@ def workflow():
 def test_jenkinsfile_has_the_stages_in_order(jenkinsfile):
     stages = [each["arguments"][0] for each in jenkinsfile if each["word"] == "stage"]
     assert stages == ["lint", "unit", *(stage.name for stage in STAGES)]
+
+
+def test_jenkinsfile_s_parameters_reach_its_commands(jenkinsfile):
+    assert environment(jenkinsfile)["WATCHPOST_INVENTORY"] == ""
+    given = evaluate(INVENTORY="/an/inventory", P95="300")
+    assert environment(given).items() >= {"WATCHPOST_INVENTORY": "/an/inventory", "WATCHPOST_GATE_P95": "300"}.items()
+    assert steps(given)[0] == ("lint", "make lint")
+    assert [place for place, _ in steps(given)][-3:] == ["gate", "always", "cleanup"]
 
 
 def test_jenkinsfile_reports_and_cleans_up_in_any_case(jenkinsfile):
