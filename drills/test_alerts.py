@@ -2,7 +2,7 @@
 
 import pytest
 
-from drills.alerting import drilled
+from drills.alerting import AVAILABLE, FAST, drilled
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +14,7 @@ def world(appliance, tmp_path_factory):
 def test_objectives_that_are_gone_from_the_file_are_gone_from_prometheus(world):
     groups = world.grafana.proxied("prometheus", "api/v1/rules", {})["data"]["groups"]
     found = sorted(group["name"] for group in groups if group["name"].startswith("slo-"))
-    assert found == ["slo-drill-available", "slo-drill-fast"]
+    assert found == [f"slo-{AVAILABLE}", f"slo-{FAST}"]
 
 
 def test_errors_page_and_their_end_resolves_the_page(world):
@@ -25,6 +25,6 @@ def test_slow_answers_make_a_ticket_and_their_end_resolves_it(world):
     world.slow_answers_make_a_ticket_and_their_end_resolves_it()
 
 
-@pytest.mark.parametrize(("slo", "bad"), [("drill-available", "error"), ("drill-fast", "slow")])
+@pytest.mark.parametrize(("slo", "bad"), [(AVAILABLE, "error"), (FAST, "slow")])
 def test_budget_is_what_the_ledger_says(world, slo, bad):
     world.budget_is_what_the_ledger_says(slo, bad)

@@ -234,6 +234,11 @@ def run_playbook(playbook, *options, **variables):
     return Run(done.returncode, done.stdout + done.stderr)
 
 
+def play(components, *options, **variables):
+    """Run site.yml for some components only (or other tags, separated by commas), which takes half the time."""
+    return run_playbook("site.yml", f"--tags={components}", *options, **variables)
+
+
 @pytest.fixture
 def site():
     """Run site.yml against the scenario's host with some variables changed."""
@@ -247,7 +252,7 @@ def converge():
 
 
 @pytest.fixture
-def assert_refused(host, site):
+def assert_refused(host):
     """Assert that a run with some variables changed fails at the program's own check, and leaves alone what runs.
 
     The run's output must hold the words: what the program has against its configuration.
@@ -259,7 +264,7 @@ def assert_refused(host, site):
 
     def assert_refused(component, *words, **variables):
         before = running(component)
-        run = site(**variables)
+        run = play(component, **variables)
         assert run.code != 0, run.output
         for word in (f"{component} does not accept its new configuration", *words):
             assert word in run.output, run.output

@@ -12,7 +12,18 @@ MOLECULE = Path(__file__).resolve().parent
 LOGS = MOLECULE.parent / ".watchpost" / "molecule"
 TAIL = 60  # lines shown of a failed scenario
 #: Started first, so that the longest does not run alone at the end.
-LONGEST = ("appliance", "service", "taskboard", "pipeline")
+LONGEST = (
+    "appliance",
+    "pipeline",
+    "grafana",
+    "service",
+    "taskboard",
+    "prometheus",
+    "pki",
+    "otel_collector",
+    "agent",
+    "alertmanager",
+)
 
 
 def scenarios() -> list[str]:

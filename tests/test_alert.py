@@ -58,12 +58,9 @@ def command(monkeypatch):
     """Run the command against an Alertmanager."""
 
     def command(alertmanager, *options):
-        client = httpx.Client
-        monkeypatch.setattr(
-            "watchpost.alert.httpx.Client",
-            lambda **given: client(base_url=given["base_url"], transport=httpx.MockTransport(alertmanager)),
-        )
         target = verify_target.Target("https://appliance", "the-password", None)
+        client = httpx.Client(base_url=target.url, transport=httpx.MockTransport(alertmanager))
+        monkeypatch.setattr(verify_target.Target, "client", lambda *_: client)
         monkeypatch.setattr(verify_target, "find", lambda *_: target)
         return CliRunner().invoke(command_line("alert"), ["alert", "--timeout", "0.1", *options])
 

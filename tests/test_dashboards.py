@@ -4,6 +4,7 @@ import json
 import re
 from urllib.parse import parse_qsl, urlsplit
 
+import promtool
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 from watchpost.dashboards import pages
 from watchpost.dashboards.cli import app
 from watchpost.dashboards.look import GRID_WIDTH, TAG
-from watchpost.dashboards.names import SLOW_SECONDS
+from watchpost.dashboards.names import COMPONENTS, SLOW_SECONDS
 from watchpost.dashboards.run import fill
 from watchpost.dashboards.slo import BURN
 from watchpost.slo.rules import POLICY
@@ -50,9 +51,12 @@ def links(panel):
 
 
 def used(text):
-    """The names of the dashboard's variables in a text; Grafana's own begin with two underscores."""
+    """The names of the dashboard's variables in a text. Grafana's own begin with two underscores; $1 is of PromQL."""
     return {
-        name for pair in re.findall(r"\$(?:\{(\w+)[:}.]|(\w+))", text) for name in pair if name and name[:2] != "__"
+        name
+        for pair in re.findall(r"\$(?:\{(\w+)[:}.]|(\w+))", text)
+        for name in pair
+        if name and name[:2] != "__" and not name.isdigit()
     }
 
 
@@ -99,6 +103,11 @@ def complaints(dashboard, dashboards):
             cells[cell] = name
         for link in links(panel):
             address = urlsplit(link["url"])
+            if page := re.fullmatch(r"(?:[.][.]/){4,}runbooks/(.+)[.]md", address.path):
+                known = page[1] == "${__data.fields.Alert}" or (PROJECT / f"docs/runbooks/{page[1]}.md").exists()
+                if not known or not link["targetBlank"]:
+                    yield f"{name} leads to {address.path}, which there is not, or not outside of Grafana"
+                continue
             there = dashboards.get(address.path.removeprefix("/d/"))
             if there is None:
                 yield f"{name} leads to {address.path}, which is no dashboard"
@@ -186,6 +195,7 @@ def spoilt(change):
         (lambda _, p: p["gridPos"].update(x=1), "overlaps"),
         (lambda _, p: p["gridPos"].update(x=20), "does not fit"),
         (lambda _, p: first_link(p).update(url="/d/gone?x=1"), "/d/gone, which is no dashboard"),
+        (lambda _, p: first_link(p).update(url="../../../../runbooks/Gone.md"), "runbooks/Gone.md, which there is not"),
         (lambda _, p: first_link(p).update(url="/d/watchpost-logs?var-who=1"), "variable who, which that"),
         (lambda _, p: p.update(targets=[]), "asks nothing"),
         (lambda d, _: d["templating"]["list"][0].update(name="other"), "variable service, which is not defined"),
@@ -195,6 +205,68 @@ def spoilt(change):
 )  # fmt: skip
 def test_spoilt_dashboard_is_found_out(change, complaint):
     assert complaint in spoilt(change)
+
+
+# --- what panels compute
+
+
+RATES = {"200": 17, "404": 2, "500": 1}  # answers a minute of each route, by status
+NO_RULES = [{"name": "none", "interval": "1m", "rules": []}]
+#: Of 20 answers a minute, how many come within so many seconds.
+WITHIN = {"0.1": 10, "0.25": 18, "0.5": 18, "1.0": 20, "+Inf": 20}
+
+
+def computed(tmp_path, *asked):
+    """What the panels (dashboard, title) compute of known traffic: each query's one value."""
+    labels = 'service_name="shop", http_request_method="GET", http_route="/a"'
+    series = {}
+    for status, rate in RATES.items():
+        name = f'http_server_request_duration_seconds_count{{{labels}, http_response_status_code="{status}"}}'
+        series[name] = [rate * minute for minute in range(31)]
+    for bound, count in WITHIN.items():
+        name = f'http_server_request_duration_seconds_bucket{{{labels}, http_response_status_code="200", le="{bound}"}}'
+        series[name] = [count * minute for minute in range(31)]
+    # A mean is no share: of the sum of seconds nothing may be computed.
+    series[f"http_server_request_duration_seconds_sum{{{labels}}}"] = [1000 * minute for minute in range(31)]
+    values = {"service": "shop", "route": ".*"}
+    questions = []
+    for uid, title in asked:
+        (panel,) = (panel for panel in panels(DASHBOARDS[uid]) if panel["title"] == title)
+        questions += [
+            (fill(target["expr"], values).replace("$__rate_interval", "5m"), 1800) for target in panel["targets"]
+        ]
+    return promtool.ask(promtool.program(tmp_path), tmp_path, NO_RULES, series, questions, 60)
+
+
+def test_panels_compute_what_their_titles_say(tmp_path):
+    found = computed(
+        tmp_path,
+        ("watchpost-start", "Requests a second"),
+        ("watchpost-start", "Share of answers that fail"),
+        ("watchpost-service", "Share of answers that fail, by route"),
+        ("watchpost-start", "95th percentile of latency"),
+        ("watchpost-service", "Percentiles of all answers"),
+        ("watchpost-service", "Share answered within 500 ms"),
+    )
+    median, p95, p99 = 0.1, 0.75, 0.95  # interpolated between the bounds: 10 of 20; 19 and 19.8 of 20, 18 at 0.5 s
+    assert found == pytest.approx([20 / 60, 1 / 20, 1 / 20, p95, median, p95, p99, 18 / 20])
+
+
+def test_components_that_do_not_run_or_do_not_answer_are_down(tmp_path):
+    states = {
+        'name="watchpost-gateway.service", type="simple"': 0,
+        'name="watchpost-loki.service", type="notify"': 1,
+        'name="watchpost-node-exporter.service", type="simple"': 1,
+        'name="watchpost-retention.service", type="oneshot"': 0,
+        'name="ssh.service", type="notify"': 0,
+    }
+    series = {
+        f'node_systemd_unit_state{{{labels}, state="active"}}': [state] * 5 for labels, state in states.items()
+    } | {'up{job="loki"}': [0] * 5, 'up{job="node_exporter"}': [1] * 5}
+    one = '({}) * on (component) label_replace(vector(1), "component", "{}", "", "")'
+    asked = [f"count({COMPONENTS})", *(one.format(COMPONENTS, name) for name in ("gateway", "loki", "node-exporter"))]
+    questions = [(query, 60) for query in asked]
+    assert promtool.ask(promtool.program(tmp_path), tmp_path, NO_RULES, series, questions, 60) == [3, 0, 0, 1]
 
 
 def test_build_writes_one_file_a_dashboard(tmp_path):

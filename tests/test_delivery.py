@@ -8,6 +8,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import httpx
 import pytest
 import typer.main
 import yaml
@@ -16,8 +17,9 @@ from typer.testing import CliRunner
 from watchpost.cli import COMMANDS, command_line
 from watchpost.delivery import pipeline
 from watchpost.delivery.pipeline import STAGES, Stage, last_words, outcomes
-from watchpost.delivery.report import Findings, Story, render
+from watchpost.delivery.report import Findings, Story, look, render
 from watchpost.ledger import Run, Sent
+from watchpost.verify_grafana import Grafana
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -68,6 +70,25 @@ def test_first_failing_stage_ends_the_run_and_is_reported_with_its_last_words(tm
     for name in ("report.md", "report.html"):
         text = (tmp_path / name).read_text()
         assert "Not delivered: deploy failed" in text and "the disk is full" in text, name
+
+
+def test_missing_telemetry_is_reported_with_what_the_doctor_finds(tmp_path, stages, monkeypatch):
+    link = {"link": "traces", "state": "missing", "evidence": "no trace", "hint": "a journal"}
+    report = json.dumps({"ok": False, "missing": ["traces"], "traces": 0, "links": [link]})
+    verdict = f"open({str(tmp_path / 'verify.json')!r}, 'w').write({report!r}); raise SystemExit(1)"
+    stages(provision=python("print('/an/inventory')"), verify=python(verdict))
+    found = [{"check": "services", "problem": "the Collector is inactive", "remedy": "start it"}]
+    found += [{"check": "signals", "problem": "traces is missing once more", "remedy": ""}]
+    own = pipeline._own
+    doctor = python(
+        f"import sys; print({json.dumps({'findings': found})!r}); sys.exit(sys.argv[1:] != ['/an/inventory'])"
+    )
+    monkeypatch.setattr(pipeline, "_own", lambda *words: [*doctor, words[-1]] if words[0] == "doctor" else own(*words))
+    answer = run_pipeline(tmp_path)
+    assert answer.exit_code == 1
+    cause = "services: the Collector is inactive. Do: start it\ntraces is missing: no trace. Look at: a journal"
+    assert outcomes(tmp_path)[-1].cause == cause
+    assert "the Collector is inactive" in (tmp_path / "report.md").read_text()
 
 
 def test_command_that_does_not_exist_is_a_failed_stage(tmp_path, stages):
@@ -150,6 +171,33 @@ def test_report_of_an_empty_directory_says_what_is_lacking(tmp_path):
     assert answer.exit_code == 0
     text = (tmp_path / "report.md").read_text()
     assert "Not delivered" in text and "ledger.jsonl" in text and "/none" in text
+
+
+def test_log_volume_is_counted_by_loki_however_large_it_is():
+    counts = {"error": 7804, "info": 23389, "": 2}
+
+    def answer(request):
+        [query] = json.loads(request.content)["queries"] if request.url.path.endswith("/ds/query") else [{}]
+        if query.get("datasource", {}).get("uid") != "loki":
+            return httpx.Response(404, json={"message": "nothing"})
+        if query["queryType"] != "instant":  # lines end at a limit
+            fields = [{"name": name} for name in ("labels", "Time", "Line")]
+            lines = [[{"detected_level": "info"}] * 5000, [0] * 5000, [""] * 5000]
+            frames = [{"schema": {"fields": fields}, "data": {"values": lines}}]
+            return httpx.Response(200, json={"results": {"A": {"frames": frames}}})
+        frames = [
+            {
+                "schema": {"fields": [{"name": "Time"}, {"name": "Value", "labels": {"detected_level": level}}]},
+                "data": {"values": [[0], [count]]},
+            }
+            for level, count in counts.items()
+        ]
+        return httpx.Response(200, json={"results": {"A": {"frames": frames}}})
+
+    with httpx.Client(base_url="https://vm", transport=httpx.MockTransport(answer)) as client:
+        found = look(Grafana(client), Run("r", "https://vm", 1000.0), [sent()], Path())
+    assert found.levels == {"error": 7804, "info": 23389, "unknown": 2}
+    assert "7804 error, 23389 info, 2 unknown" in render(story(findings=found), "report.md.j2")
 
 
 # --- flags, environment, file ---

@@ -293,7 +293,7 @@ def test_store_that_does_not_answer_is_named(monkeypatch):
 def command(monkeypatch):
     def run(appliance, *arguments):
         monkeypatch.setattr(load, "ingest_client", lambda *_: appliance.client())
-        monkeypatch.setattr(load, "_browser", lambda _: appliance.client())
+        monkeypatch.setattr(Target, "client", lambda *_: appliance.client())
         target = Target("https://appliance.test", "the-password", None, "https://appliance.test:4318", "the-token")
         monkeypatch.setattr(load.verify_target, "find", lambda _: target)
         return CliRunner().invoke(command_line("load"), ["load", "--seconds=1", "--timeout=0", *arguments])

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 
 import pytest
 from collector import plugin, program, requests, running, settings, string, validate, write
@@ -142,6 +143,15 @@ IDS = {
 
 def test_ids_times_routes_and_versions_are_left_alone(collector):
     assert span_attributes(collector, [string(*item) for item in IDS.items()]) == IDS
+
+
+def test_fractions_that_were_not_rounded_are_left_alone(collector):
+    r = random.Random(1)
+    fractions = {f"app.f{n}": r.random() * 10 ** r.randint(-4, 3) for n in range(300)}
+    texts = {f"{name}.text": repr(value) for name, value in fractions.items()}
+    attributes = [{"key": name, "value": {"doubleValue": value}} for name, value in fractions.items()]
+    attributes += [string(*item) for item in texts.items()]
+    assert span_attributes(collector, attributes) == fractions | texts
 
 
 def test_all_that_is_no_text_is_left_alone(collector):

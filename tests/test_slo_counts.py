@@ -104,14 +104,10 @@ def test_budget_is_what_a_count_by_hand_gives(program, tmp_path_factory, histori
 
 
 def assert_counted(found, series):
-    """The bounds that rate() keeps: see _Rules._counts."""
+    """The bounds that rate() keeps, derived in _Rules._counts: n samples in the window, n = BASE."""
     true = sum(sum(each.events) for each in series)
-    last = sum(sum(each.events[-BASE:]) for each in series if each.ends)
-    assert true * (1 - 1 / BASE) - 1e-6 <= found <= true * (1 + 1 / (BASE - 1)) + 0.5 * last + 1e-6, (
-        found,
-        true,
-        last,
-    )
+    last = sum(sum(each.events[1 - BASE :]) for each in series if each.ends)
+    assert true * (1 - 1 / BASE) - 1e-6 <= found <= true + (0.5 - 1.5 / BASE) * last + 1e-6, (found, true, last)
 
 
 # --- workers that have been there for a while
@@ -133,6 +129,24 @@ def test_events_of_running_workers_are_counted_exactly(program, tmp_path):
     total, good = promtool.ask(program, tmp_path, groups_of([slo], *BUDGET), input_series, questions, STEP)
     assert total == pytest.approx(sum(map(sum, events.values())), rel=1e-9)
     assert good == pytest.approx(sum(events[200]), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("samples", "too_many"),
+    [
+        ([1000 + 10 * n for n in range(100)] + [None] * 2 * BASE, 10 * (1 - 1.5 / BASE)),
+        ([None] * 10 + [10 * n for n in range(100)] + [990] * BASE, -10 * 0.5),
+        ([0, 100] + [None] * 2 * BASE, 100 * (0.5 - 1.5 / BASE)),
+    ],
+    ids=["ends", "begins", "two samples"],
+)
+def test_ends_of_a_series_count_as_derived(program, tmp_path, samples, too_many):
+    series = 'http_server_request_duration_seconds_count{service_name="shop", http_response_status_code="200"}'
+    slo = {"name": "a", "service": "shop", "objective": 0.99, "availability": {}}
+    question = (f"slo:sli_total:rate30d * {WINDOW}", (len(samples) - 1) * STEP)
+    [total] = promtool.ask(program, tmp_path, groups_of([slo], *BUDGET), {series: samples}, [question], STEP)
+    known = [value for value in samples if value is not None]
+    assert total - (known[-1] - known[0]) == pytest.approx(too_many, abs=1e-6)
 
 
 def test_first_error_ever_is_counted_when_its_series_begins_with_0_and_missed_otherwise(program, tmp_path):

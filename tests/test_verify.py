@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from watchpost import verify, verify_target
 from watchpost.cli import command_line
 from watchpost.ledger import Sent
-from watchpost.verify import LINKS, Missing, Run, State, follow, judge_trace, risen
+from watchpost.verify import LABELS, LINKS, Missing, Run, State, follow, judge_trace, risen
 from watchpost.verify_grafana import Grafana, Span, lines_of, spans_of
 
 PASSWORD = "the-password"
@@ -33,6 +33,7 @@ class Appliance:
 
     broken: set = field(default_factory=set)
     others: int = 0  # requests of somebody else, counted during ours
+    unseen: int = 0  # log lines beyond those that one answer holds
     tasks: dict = field(default_factory=dict)
     seen: list = field(default_factory=list)  # (method, route, status, trace id, parent span id)
     scraped: tuple = ("loki", "node_exporter", "prometheus", "shop")
@@ -143,6 +144,9 @@ class Appliance:
         return httpx.Response(200, json={"results": {"A": {"status": 200, "frames": frames}}})
 
     def loki(self, expression):
+        if expression.startswith("sum by (deployment_environment)"):
+            fields = [{"name": "Time"}, {"name": "Value", "labels": {"deployment_environment": "test"}}]
+            return [{"schema": {"fields": fields}, "data": {"values": [[0], [len(self.seen) + self.unseen]]}}]
         labels, bodies = [], []
         if "logs" not in self.broken:
             for method, route, status, trace_id, _ in self.seen:
@@ -151,7 +155,8 @@ class Appliance:
                     structured = {}
                 if "trace_id" in expression and structured.get("trace_id", "no id") not in expression:
                     continue
-                labels.append({"service_name": "taskboard", "deployment_environment_name": "test"} | structured)
+                named = dict.fromkeys(LABELS, "test") | {"service_name": "taskboard"}
+                labels.append({k: v for k, v in named.items() if k not in self.broken} | structured)
                 bodies.append(f"{method} {route} {status}")
         names = ("labels", "timestamp", "body") if self.new_names else ("labels", "Time", "Line")
         fields = [{"name": name} for name in names]
@@ -204,7 +209,7 @@ def test_every_link_of_a_whole_appliance_is_found(new_names):
     appliance = Appliance(new_names=new_names)
     results, _ = results_of(appliance)
     assert {name: result.state for name, result in results.items()} == {link.name: State.FOUND for link in LINKS}
-    assert "10 requests made, 10 counted" in results["metrics"].evidence
+    assert results["metrics"].evidence == "10 requests made, 10 counted"
 
 
 def test_nothing_is_left_behind():
@@ -248,6 +253,13 @@ def test_the_missing_link_is_named_and_no_other(broken, named, unasked):
     assert missing(results) == named
     assert all(results[name].state is State.UNASKED for name in unasked)
     assert all("journalctl -u watchpost-" in results[name].hint for name in named)
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_a_missing_label_of_log_lines_is_named_without_waiting(label):
+    results, seconds = results_of(Appliance(broken={label}))
+    assert results["logs"].state is State.MISSING and seconds == 0
+    assert f"log lines lack the label {label}; they have" in results["logs"].evidence
 
 
 def test_the_three_signals_are_looked_for_on_their_own():
@@ -301,7 +313,14 @@ def test_a_refused_login_is_not_waited_for():
 
 def test_other_peoples_requests_do_not_hide_ours():
     results, _ = results_of(Appliance(others=3))
-    assert results["metrics"].evidence == "10 requests made, 13 counted (3 of them by others)"
+    assert results["metrics"].evidence == (
+        "10 requests made, 13 counted (3 more: somebody else's, or what traffic deletes in the end)"
+    )
+
+
+def test_log_lines_are_counted_beyond_those_that_one_answer_holds():
+    results, _ = results_of(Appliance(unseen=6000))
+    assert results["logs"].evidence == "6010 lines of taskboard in test"
 
 
 def test_telemetry_that_comes_late_is_found_with_its_delay():

@@ -23,7 +23,6 @@ from rich.table import Table
 
 from watchpost import verify_target
 from watchpost.options import Inventory
-from watchpost.verify import USER
 from watchpost.verify_grafana import ALERTMANAGER, NOBODY, AskError, Grafana
 from watchpost.verify_target import TargetError
 
@@ -161,9 +160,7 @@ def alert(
     errors = Console(stderr=True, highlight=False)
     try:
         target = verify_target.find(inventory, url, ca, deployment, password_file)
-        with httpx.Client(base_url=target.url, verify=target.trust(), timeout=10, trust_env=False) as client:
-            grafana = Grafana(client)
-            grafana.login(USER, target.password)
+        with target.grafana(timeout=10) as grafana:
             labels = {"alertname": NAME, "severity": str(severity)} | ({"service": service} if service else {})
             with errors.status(f"Sending a {severity}, and waiting for the receivers' answers"):
                 outcomes = Test(grafana, labels, timeout).run()

@@ -17,6 +17,7 @@ COMMANDS = {
     "testhost": ("watchpost.testhost", "app"),
     "packages": ("watchpost.packages", "command"),
     "verify": ("watchpost.verify", "verify"),
+    "doctor": ("watchpost.doctor", "doctor"),
     "slo": ("watchpost.slo.cli", "app"),
     "load": ("watchpost.load", "load"),
     "traffic": ("watchpost.delivery.traffic", "traffic"),

@@ -19,8 +19,7 @@ from watchpost import verify_target
 from watchpost.load_read import Count, Reader
 from watchpost.load_send import Load, Sender, Signal, Telemetry
 from watchpost.options import Inventory, Json
-from watchpost.verify import USER
-from watchpost.verify_grafana import AskError, Grafana
+from watchpost.verify_grafana import AskError
 from watchpost.verify_target import Target, TargetError
 
 
@@ -38,13 +37,6 @@ def ingest_client(target: Target, certificate: Path | None = None, source: str |
     any_number = httpx.Limits(max_connections=None)
     transport = httpx.HTTPTransport(verify=trust, limits=any_number, trust_env=False, local_address=source)
     return httpx.Client(base_url=target.ingest, transport=transport, headers=headers, timeout=30, trust_env=False)
-
-
-def logged_in(client: httpx.Client, target: Target) -> Grafana:
-    """Return Grafana with an open session."""
-    grafana = Grafana(client)
-    grafana.login(USER, target.password)
-    return grafana
 
 
 def load(
@@ -83,14 +75,16 @@ def load(
         target = verify_target.find(inventory)
         if ingest:
             target = target.reached_at(ingest)
-        with ingest_client(target, certificate) as client, _browser(target) as browser:
+        with target.grafana():
+            pass  # before anything is sent: a wrong password must not be found out afterwards
+        with ingest_client(target, certificate) as client:
             sender = Sender(client, retry_for)
-            logged_in(browser, target)  # before anything is sent: a wrong password must not be found out afterwards
             console.print(f"Sending as service {telemetry.service} to {target.ingest} for {seconds:g} s", markup=False)
             Load(sender, telemetry, tuple(signal or Signal), rate, seconds, size).run()
             console.print("Reading back", markup=False)
             ledgers = {each: ledger for each, ledger in sender.ledgers.items() if ledger.sent}
-            counts = Reader(logged_in(browser, target), telemetry, began).wait(ledgers, timeout)
+        with target.grafana() as grafana:  # again: a session must be renewed after ten minutes
+            counts = Reader(grafana, telemetry, began).wait(ledgers, timeout)
     except (TargetError, AskError, httpx.TransportError, OSError) as error:
         console.print(f"watchpost load: {error}", markup=False, soft_wrap=True)
         raise typer.Exit(2) from error
@@ -102,10 +96,6 @@ def load(
         show(counts, telemetry.service)
     if lost:
         raise typer.Exit(1)
-
-
-def _browser(target: Target) -> httpx.Client:
-    return httpx.Client(base_url=target.url, verify=target.trust(), timeout=30, trust_env=False)
 
 
 def show(counts: Sequence[Count], title: str) -> None:

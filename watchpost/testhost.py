@@ -208,9 +208,9 @@ def extra_certificates() -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(Path("/usr/local/share/ca-certificates").glob("*.crt"))}
 
 
-def base_directory(suite: str) -> Path:
-    """Where the base of a suite lies; its name changes with whatever it is made of."""
-    recipe = repr((BASE_PACKAGES, extra_certificates(), pip_configuration(), _finish_base.__code__.co_code))
+def base_directory(suite: str, more: Sequence[str] = ()) -> Path:
+    """Where the base of a suite, with more packages, lies; its name changes with whatever it is made of."""
+    recipe = repr(([*BASE_PACKAGES, *more], extra_certificates(), pip_configuration(), _finish_base.__code__.co_code))
     return CACHE / "base" / f"{suite}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
 
 
@@ -222,16 +222,16 @@ def pip_configuration() -> str:
     return ""
 
 
-def ensure_base(suite: str) -> Path:
-    """Return the cached Debian tree of a suite; make it first if need be (about 40 s)."""
-    base = base_directory(suite)
+def ensure_base(suite: str, more: Sequence[str] = ()) -> Path:
+    """Return the cached Debian tree of a suite, with more packages; make it first if need be (about 40 s)."""
+    base = base_directory(suite, more)
     with locked(base.with_suffix(".lock")):
         if not base.exists():
             say(f"Making the Debian {suite} base of test hosts (once; about 40 s) …")
             part = base.with_suffix(".part")
             shutil.rmtree(part, ignore_errors=True)
             packages.ensure("test hosts")
-            run("mmdebstrap", "--variant=minbase", f"--include={','.join(BASE_PACKAGES)}", suite, part)
+            run("mmdebstrap", "--variant=minbase", f"--include={','.join([*BASE_PACKAGES, *more])}", suite, part)
             _finish_base(part)
             part.rename(base)
     return base
@@ -487,8 +487,8 @@ def _wait_until_up(host: Host, other_than_boot: str = "") -> str:
 # --- up, down and what lies between ---
 
 
-def up(host: Host, suite: str = SUITES[0], groups: Sequence[str] = ()) -> Path:
-    """Boot a test host, unless it runs already; return the path of its inventory."""
+def up(host: Host, suite: str = SUITES[0], groups: Sequence[str] = (), more: Sequence[str] = ()) -> Path:
+    """Boot a test host, with more packages than a fresh server has, unless it runs; return its inventory's path."""
     if os.geteuid() != 0:
         raise TestHostError("a test host needs root: it mounts, boots and connects a machine")
     if suite not in SUITES:
@@ -504,7 +504,7 @@ def up(host: Host, suite: str = SUITES[0], groups: Sequence[str] = ()) -> Path:
                 f"test host {host.name} is a Debian {made_of}: take it down first (testhost down {host.name})"
             )
         started = time.monotonic()
-        base = Path(host.facts["base"]) if host.facts else ensure_base(suite)
+        base = Path(host.facts["base"]) if host.facts else ensure_base(suite, more)
         for directory in (host.state, host.sockets, host.inventory.parent):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         address = _make_network(host)
@@ -599,10 +599,11 @@ def up_command(
     name: Name,
     suite: Annotated[str, typer.Option(help=f"The Debian release: {' or '.join(SUITES)}.")] = SUITES[0],
     group: Annotated[list[str] | None, typer.Option(help="A component it runs; repeat. Default: all.")] = None,
+    package: Annotated[list[str] | None, typer.Option(help="A Debian package it has from the start; repeat.")] = None,
 ) -> None:
     """Boot a test host and print its inventory's path."""
     with _plain_errors():
-        print(up(Host(name), suite, group or ()))
+        print(up(Host(name), suite, group or (), package or ()))
 
 
 @app.command("down")

@@ -13,10 +13,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import httpx
 import typer
@@ -29,13 +30,16 @@ from watchpost.ledger import read as ledger_of
 from watchpost.options import Inventory, Json
 from watchpost.verify_grafana import ALERTMANAGER, HEARTBEAT, LOKI, NOBODY, PROMETHEUS, TEMPO, AskError, Grafana, Span
 from watchpost.verify_requests import exercise
-from watchpost.verify_target import TargetError
+from watchpost.verify_target import USER, TargetError
 
 SERVICE = "taskboard"
-USER = "admin"
 #: By this the Collector knows these requests' traces, and keeps them all where it keeps a share of the others.
 USER_AGENT = f"watchpost-verify/{__version__}"
+#: By these every log line can be found, whatever convention and language its sender follows.
+LABELS = ("service_name", "service_instance_id", "deployment_environment", "level")
 IDS = 100  # trace ids that one question names
+T = TypeVar("T")
+AT_ONCE = 8  # traces that are looked for at the same time
 VERDICT = "verify.json"
 POLL = 0.5  # seconds between two looks at what is not visible yet
 
@@ -58,6 +62,10 @@ class Missing(Exception):
         """Name the units to look at when they are others than the link's own."""
         super().__init__(why)
         self.units = units
+
+
+class Wrong(Missing):
+    """A link is there and is not as it must be: waiting does not mend it."""
 
 
 class Unasked(Exception):
@@ -227,11 +235,13 @@ def wrong_answers(all_sent: Sequence[Sent]) -> str:
 def traces(run: Run) -> str:
     """Each request's trace holds the server's span below ours, and the SQL spans below that."""
     reached = run.reached
-    for sent in reached:
-        if sent.trace_id not in run.served:
-            spans = run.grafana.trace(sent.trace_id)
-            run.served[sent.trace_id] = judge_trace(sent, spans)
-            run.spans[sent.trace_id] = {span.span_id for span in spans}
+    wanted = [sent for sent in reached if sent.trace_id not in run.served]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for some in batched(wanted, AT_ONCE):
+            found = pool.map(lambda sent: run.grafana.trace(sent.trace_id, run.started - 60, run.now() + 60), some)
+            for sent, spans in zip(some, found, strict=True):
+                run.served[sent.trace_id] = judge_trace(sent, spans)
+                run.spans[sent.trace_id] = {span.span_id for span in spans}
     return f"{len(reached)} traces, {sum(len(ids) for ids in run.spans.values())} spans"
 
 
@@ -272,15 +282,17 @@ def _is_below(span: Span, ancestor: Span, by_id: dict[str, Span]) -> bool:
 
 
 def logs(run: Run) -> str:
-    """The application's log lines arrive, whatever they say."""
+    """The application's log lines arrive, whatever they say, with the labels by which people look for them."""
     run.reached  # noqa: B018  # nothing to look for when no request was answered
-    lines = run.grafana.logs(f'{{service_name="{SERVICE}"}}', run.started, run.now() + 1)
+    logql, now = f'{{service_name="{SERVICE}"}}', run.now()
+    lines = run.grafana.logs(logql, run.started, now + 1)
     if not lines:
         raise Missing(f"no log line of {SERVICE} since the first request")
-    environment = next((v for k, v in lines[0].labels.items() if k.startswith("deployment_environment")), None)
-    if environment is None:
-        raise Missing(f"the log lines lack the label deployment_environment_name; they have {sorted(lines[0].labels)}")
-    return f"{len(lines)} lines of {SERVICE} in {environment}"
+    for line in lines:
+        if lacking := [label for label in LABELS if not line.labels.get(label)]:
+            raise Wrong(f"log lines lack the label {', '.join(lacking)}; they have {', '.join(sorted(line.labels))}")
+    environments = run.grafana.count_logs(logql, "deployment_environment", run.started, now + 1)
+    return f"{sum(environments.values())} lines of {SERVICE} in {', '.join(sorted(environments))}"
 
 
 def trace_to_logs(run: Run) -> str:
@@ -300,9 +312,9 @@ def trace_to_logs(run: Run) -> str:
     return f"{len(found)} of {len(wanted)} requests have their log line"
 
 
-def batched(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    """Return the ids in portions of at most `size`."""
-    return (ids[start : start + size] for start in range(0, len(ids), size))
+def batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Return the items in portions of at most `size`."""
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def metrics(run: Run) -> str:
@@ -320,7 +332,7 @@ def metrics(run: Run) -> str:
             raise Missing(f"{counted[method, status]} of {wanted} {method} requests with status {status} are counted")
     others = sum(counted.values()) - sum(made.values())
     return f"{sum(made.values())} requests made, {sum(counted.values())} counted" + (
-        f" ({others} of them by others)" if others else ""
+        f" ({others} more: somebody else's, or what traffic deletes in the end)" if others else ""
     )
 
 
@@ -495,8 +507,8 @@ def follow(
             if not lost and None in ground:
                 continue  # still being waited for
             last_look = not link.waits or clock() >= began + timeout
-            result = _look(link, run, lost, clock, began)
-            if result.state is State.MISSING and not last_look:
+            result, final = _look(link, run, lost, clock, began)
+            if result.state is State.MISSING and not (final or last_look):
                 continue
             results[link.name] = result
             tell(result)
@@ -507,17 +519,18 @@ def follow(
         pause(POLL)
 
 
-def _look(link: Link, run: Run, lost: Sequence[str], clock: Callable[[], float], began: float) -> Result:
-    """Look for one link, once."""
+def _look(link: Link, run: Run, lost: Sequence[str], clock: Callable[[], float], began: float) -> tuple[Result, bool]:
+    """Look for one link, once; return what was found, and whether no later look can find anything else."""
     if lost:
-        return Result(link.name, link.sought, State.UNASKED, f"needs: {', '.join(lost)}")
+        return Result(link.name, link.sought, State.UNASKED, f"needs: {', '.join(lost)}"), True
     units: Sequence[str] = ()
+    final = False
     try:
         evidence = link.find(run)
     except Unasked as unasked:
-        return Result(link.name, link.sought, State.UNASKED, str(unasked))
+        return Result(link.name, link.sought, State.UNASKED, str(unasked)), True
     except Missing as missing:
-        why, units = str(missing), missing.units
+        why, units, final = str(missing), missing.units, isinstance(missing, Wrong)
     except AskError as error:
         why, units = str(error), (_UNITS[error.engine],)
     except httpx.HTTPError as error:
@@ -525,8 +538,8 @@ def _look(link: Link, run: Run, lost: Sequence[str], clock: Callable[[], float],
     except (ValueError, KeyError, TypeError) as error:
         why = f"an answer that cannot be read: {type(error).__name__}: {error}"
     else:
-        return Result(link.name, link.sought, State.FOUND, evidence, clock() - began if link.waits else None)
-    return Result(link.name, link.sought, State.MISSING, why, hint=link.hint(units))
+        return Result(link.name, link.sought, State.FOUND, evidence, clock() - began if link.waits else None), True
+    return Result(link.name, link.sought, State.MISSING, why, hint=link.hint(units)), final
 
 
 # --- the command ---
@@ -562,9 +575,7 @@ def verify(
     try:
         recorded = ledger_of(ledger) if ledger else None
         target = verify_target.find(inventory, url, ca, deployment, password_file)
-        headers = {"User-Agent": USER_AGENT}
-        trust = target.trust()
-        with httpx.Client(base_url=target.url, verify=trust, headers=headers, timeout=10, trust_env=False) as client:
+        with target.client(timeout=10, headers={"User-Agent": USER_AGENT}) as client:
             verify_target.reach(client, target)
             run = Run(client, Grafana(client), target.password, count)
             links: tuple[Link, ...] = LINKS
@@ -629,6 +640,8 @@ def _print(results: Iterable[Result], notes: Iterable[str], url: str) -> None:
     for result in missing:
         console.print(f"Missing: {result.link}. {result.evidence}", markup=False, soft_wrap=True)
         console.print(f"  Look at: {result.hint}", markup=False, soft_wrap=True)
+    if missing:
+        console.print("`python -m watchpost doctor` looks on the host for the reason.", markup=False)
     for note in notes:
         console.print(f"Note: {note}", markup=False, soft_wrap=True)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -81,10 +82,14 @@ class Grafana:
         answer = self.client.post(f"{self.base}/login", json={"user": user, "password": password})
         self.object_of("grafana", answer)
 
-    def trace(self, trace_id: str) -> list[Span]:
-        """Return the spans that Tempo holds of a trace; none when it does not know it."""
+    def trace(self, trace_id: str, start: float = 0, end: float = 0) -> list[Span]:
+        """Return the spans that Tempo holds of a trace; none when it does not know it.
+
+        With times (Unix seconds) Tempo looks only into what may hold spans of between them.
+        """
         answer = self.client.get(
             f"{self.base}/api/datasources/proxy/uid/{TEMPO}/api/traces/{trace_id}",
+            params={"start": int(start), "end": int(end)} if end else {},
             headers={"Accept": "application/json"},
         )
         if answer.status_code == 404 and not _is_json(answer):
@@ -95,6 +100,16 @@ class Grafana:
         """Return the log lines that a LogQL query finds between two times (Unix seconds)."""
         query = {"expr": logql, "queryType": "range", "maxLines": limit, "direction": "backward"}
         return [line for frame in self._query(LOKI, query, start, end) for line in lines_of(frame)]
+
+    def count_logs(self, logql: str, by: str, start: float, end: float) -> dict[str, int]:
+        """Return how many log lines a LogQL query finds between two times (Unix seconds), by the values of a label.
+
+        Loki counts them itself, however many there are; `logs` ends at its limit.
+        """
+        window = math.ceil(1000 * (end - start))
+        query = {"expr": f"sum by ({by}) (count_over_time({logql} [{window}ms]))", "queryType": "instant"}
+        series = [each for frame in self._query(LOKI, query, start, end) for each in series_of(frame)]
+        return {labels.get(by, ""): int(count) for labels, count in series}
 
     def instant(self, promql: str, at: float) -> list[tuple[dict[str, str], float]]:
         """Return labels and value of each series of a PromQL query at one moment (Unix seconds)."""

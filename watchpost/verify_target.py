@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
 
 from watchpost import secrets
+from watchpost.verify_grafana import Grafana
 
+USER = "admin"  # of Grafana; the grafana role makes it
 PROJECT = Path(__file__).resolve().parent.parent
 PASSWORD = "grafana_admin_password"  # noqa: S105  # the secret's name, not its value
 TOKEN = "otlp_ingest_token"  # noqa: S105  # likewise
@@ -42,6 +46,21 @@ class Target:
             except (OSError, ssl.SSLError) as error:
                 raise TargetError(f"{self.ca} is no readable CA certificate: {error}") from error
         return context
+
+    def client(self, timeout: float = 30, headers: Mapping[str, str] | None = None) -> httpx.Client:
+        """Return a client of the gateway; `timeout` is of one request, in seconds. Raises TargetError as `trust`."""
+        return httpx.Client(base_url=self.url, verify=self.trust(), timeout=timeout, headers=headers, trust_env=False)
+
+    @contextmanager
+    def grafana(self, timeout: float = 30) -> Iterator[Grafana]:
+        """Open a session at Grafana; `timeout` is of one request, in seconds.
+
+        Raises AskError when it refuses the login, httpx.HTTPError when nobody answers, TargetError as `trust` does.
+        """
+        with self.client(timeout) as client:
+            grafana = Grafana(client)
+            grafana.login(USER, self.password)
+            yield grafana
 
 
 def find(

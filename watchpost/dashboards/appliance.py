@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from watchpost.dashboards import look
-from watchpost.dashboards.look import Column, Page
-from watchpost.dashboards.names import APPLIANCE, FILL_STEPS, UP
+from watchpost.dashboards.look import Column, Page, runbook, to
+from watchpost.dashboards.names import APPLIANCE, COMPONENTS, FILL_STEPS, FIRING, START, UP
 
 ACCEPTED = "job_instance_receiver_signal:otelcol_receiver_accepted_items:rate5m"
 REFUSED = "job_instance_receiver_signal:otelcol_receiver_refused_items:rate5m"
@@ -29,15 +29,13 @@ def page() -> Page:
                 [
                     look.number(
                         "Components",
-                        "Prometheus asks them; the Collector, which nobody asks, reports by itself.",
-                        look.prom_now(
-                            "max by (job) (up) or max by (job) (otelcol_process_uptime_seconds_total > bool 0)",
-                            "{{job}}",
-                        ),
+                        "Down when systemd does not run it, or it does not answer Prometheus.",
+                        look.prom_now(COMPONENTS, "{{component}}"),
                         unit="none",
                         steps=[("red", None), ("green", 1)],
                         words=UP,
                         empty="nothing reports",
+                        links=[runbook("ServiceNotRunning"), runbook("TargetDown")],
                         size=(16, 5),
                     ),
                     look.number(
@@ -49,14 +47,16 @@ def page() -> Page:
                         unit="none",
                         steps=[("green", None), ("orange", 1), ("red", 4)],
                         decimals=0,
+                        links=[runbook("ServiceRestarting")],
                         size=(4, 5),
                     ),
                     look.number(
                         "Alerts that fire",
                         "How many call for somebody.",
-                        look.prom_now('count(ALERTS{alertstate="firing", severity!="none"}) or vector(0)'),
+                        look.prom_now(f"count({FIRING}) or vector(0)"),
                         unit="none",
                         steps=[("green", None), ("red", 1)],
+                        links=[to("Which ones", START)],
                         size=(4, 5),
                     ),
                     look.lines(
@@ -65,6 +65,7 @@ def page() -> Page:
                         look.prom(f"job_instance:process_resident_memory_bytes:max{{{ON}}}", "{{job}}"),
                         unit="bytes",
                         stacked=True,
+                        links=[runbook("HostMemoryLow")],
                         size=(8, 8),
                     ),
                     look.lines(
@@ -82,6 +83,7 @@ def page() -> Page:
                         look.prom(f"job_instance:otelcol_process_heap:ratio{{{ON}}}", "{{job}}"),
                         unit="percentunit",
                         steps=FILL_STEPS,
+                        links=[runbook("CollectorMemoryNearLimit"), runbook("StoreMemoryNearLimit")],
                         size=(8, 8),
                     ),
                 ],
@@ -94,6 +96,7 @@ def page() -> Page:
                         "Spans, log records and metric points, by the door that they came through.",
                         look.prom(f"sum by (signal, receiver) ({ACCEPTED})", "{{signal}} by {{receiver}}"),
                         unit="cps",
+                        links=[runbook("CollectorSilent")],
                         size=(8, 8),
                     ),
                     look.lines(
@@ -101,6 +104,7 @@ def page() -> Page:
                         "What the stores have taken.",
                         look.prom(f"sum by (signal, exporter) ({SENT})", "{{signal}} to {{exporter}}"),
                         unit="cps",
+                        links=[runbook("CollectorExporterFailing")],
                         size=(8, 8),
                     ),
                     look.lines(
@@ -117,6 +121,7 @@ def page() -> Page:
                         ),
                         unit="cps",
                         steps=[("transparent", None), ("red", 0.001)],
+                        links=[runbook("CollectorRefusing"), runbook("CollectorDropping")],
                         size=(8, 8),
                     ),
                     look.ranking(
@@ -126,6 +131,7 @@ def page() -> Page:
                         unit="percentunit",
                         steps=FILL_STEPS,
                         maximum=1,
+                        links=[runbook("CollectorQueueFilling"), runbook("CollectorQueueFull")],
                         size=(8, 7),
                     ),
                     look.lines(
@@ -133,6 +139,7 @@ def page() -> Page:
                         "Bytes on disk that are not delivered yet.",
                         look.prom("max by (exporter, instance) (otelcol_exporter_queue_size)", "{{exporter}}"),
                         unit="bytes",
+                        links=[runbook("CollectorQueueFullSoon")],
                         size=(8, 7),
                     ),
                     look.lines(
@@ -154,6 +161,7 @@ def page() -> Page:
                         "Spans, log lines and samples.",
                         look.prom(f"job_instance:store_received_items:rate5m{{{ON}}}", "{{job}}"),
                         unit="cps",
+                        links=[runbook("StoreDiscarding")],
                         size=(8, 7),
                     ),
                     look.lines(
@@ -161,6 +169,7 @@ def page() -> Page:
                         "99 of 100 requests of the Collector are taken faster.",
                         look.prom(f"job_instance:store_ingest_duration_seconds:p99_5m{{{ON}}}", "{{job}}"),
                         unit="s",
+                        links=[runbook("StoreIngestFailing")],
                         size=(8, 7),
                     ),
                     look.lines(
@@ -186,6 +195,7 @@ def page() -> Page:
                         unit="percentunit",
                         steps=FILL_STEPS,
                         maximum=1,
+                        links=[runbook("DiskFilling"), runbook("DiskAlmostFull"), runbook("StoreStoppedByDiskGuard")],
                         size=(8, 7),
                     ),
                     look.ranking(
@@ -200,6 +210,7 @@ def page() -> Page:
                         unit="percentunit",
                         steps=[("green", None), ("orange", 1), ("red", 1.1)],
                         maximum=1.2,
+                        links=[runbook("RetentionOverBudget")],
                         size=(8, 7),
                     ),
                     look.listing(
@@ -273,6 +284,7 @@ def page() -> Page:
                         unit="d",
                         steps=[("red", None), ("orange", 14), ("green", 30)],
                         maximum=90,
+                        links=[runbook("CertificateExpiring"), runbook("CertificateExpiresSoon")],
                         size=(24, 9),
                     ),
                 ],

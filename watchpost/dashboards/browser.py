@@ -6,8 +6,9 @@ from watchpost.dashboards import look
 from watchpost.dashboards.look import Page, Steps, to
 from watchpost.dashboards.names import BROWSER, ERROR_STEPS, LOGS, SLOW_SECONDS, TRACES, quantile
 
-VITAL = '{service_name=~"$service"} | event_name=`browser.web_vital`'
-ERRORS = '{service_name=~"$service"} | event_name=`exception`'
+# Loki wants a matcher that the empty text does not meet, which is what $service is before the first visit.
+VITAL = '{service_name=~"$service", service_name!=""} | event_name=`browser.web_vital`'
+ERRORS = '{service_name=~"$service", service_name!=""} | event_name=`exception`'
 SPANS, LATENCY = "traces_spanmetrics_calls_total", "traces_spanmetrics_latency"
 LOADS = 'service_name=~"$service", span_name="documentLoad"'
 FETCHES = 'service_name=~"$service", span_kind="SPAN_KIND_CLIENT"'
@@ -59,7 +60,7 @@ def page() -> Page:
                             title,
                             f"{tells}. Good up to {good:g}, poor from {poor:g}{' ms' if unit == 'ms' else ''}.",
                             look.loki_now(
-                                f"quantile_over_time(0.75, {VITAL} | browser_web_vital_name=`{name}` | unwrap browser_web_vital_value [$__range]) by ()"
+                                f"quantile_over_time(0.75, {VITAL} | browser_web_vital_name=`{name}` | unwrap browser_web_vital_value | __error__=`` [$__range]) by ()"
                             ),
                             unit=unit,
                             steps=_steps(good, poor),
@@ -85,7 +86,7 @@ def page() -> Page:
                         "Times, three of four visits are faster",
                         "The vitals that are times.",
                         look.loki_metric(
-                            f"quantile_over_time(0.75, {VITAL} | browser_web_vital_name!=`cls` | unwrap browser_web_vital_value [$__interval]) by (browser_web_vital_name)",
+                            f"quantile_over_time(0.75, {VITAL} | browser_web_vital_name!=`cls` | unwrap browser_web_vital_value | __error__=`` [$__interval]) by (browser_web_vital_name)",
                             "{{browser_web_vital_name}}",
                         ),
                         unit="ms",

@@ -92,13 +92,11 @@ def _grafana(inventory: str, url: str = "", deployment: str = "") -> Iterator[Gr
     import httpx  # only what speaks to an appliance needs it: building is part of every run of site.yml
 
     from watchpost import verify_target
-    from watchpost.verify_grafana import AskError, Grafana
+    from watchpost.verify_grafana import AskError
 
     try:
         target = verify_target.find(inventory, url, deployment=deployment)
-        with httpx.Client(base_url=target.url, verify=target.trust(), timeout=30, trust_env=False) as client:
-            grafana = Grafana(client)
-            grafana.login("admin", target.password)
+        with target.grafana() as grafana:
             yield grafana
     except (verify_target.TargetError, AskError, httpx.HTTPError) as error:
         sys.stderr.write(f"{error}\n")

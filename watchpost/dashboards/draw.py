@@ -13,14 +13,17 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.dates import DateFormatter, date2num
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 from watchpost.dashboards import pages
 from watchpost.dashboards.look import GRID_WIDTH
 from watchpost.dashboards.run import Answer, Reader
+from watchpost.verify_grafana import AskError, lines_of
 
 #: Inches of a cell of Grafana's grid.
 CELL = (0.62, 0.34)
+LINE = 12.0  # points from one row of a table to the next
 INK, PAPER, PANEL = "#d8d9da", "#111217", "#181b1f"
 COLORS = ["#73bf69", "#f2cc0c", "#5794f2", "#ff9830", "#f2495c", "#b877d9", "#8ab8ff", "#ffa6b0", "#96d98d", "#ffee52"]
 NAMED = {
@@ -38,14 +41,14 @@ def written(value: float, unit: str) -> str:
     """Write a value with its unit, as short as Grafana does."""
     if unit == "percentunit":
         return f"{value * 100:.3g} %"
+    if unit == "ms":
+        value, unit = value / 1000, "s"
     if unit == "s":
         for size, name in ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s")):
             if abs(value) >= size:
                 return f"{value / size:.3g} {name}"
-        return f"{value * 1000:.3g} ms"
-    suffix = {"ms": " ms", "d": " d", "reqps": " req/s", "ops": " ops/s", "cps": " /s", "bytes": "B", "Bps": "B/s"}.get(
-        unit, ""
-    )
+        return f"{value * 1000:.3g} ms" if value else "0 s"
+    suffix = {"d": " d", "reqps": " req/s", "ops": " ops/s", "cps": " /s", "bytes": "B", "Bps": "B/s"}.get(unit, "")
     for size, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g} {name}{suffix.lstrip()}"
@@ -133,13 +136,16 @@ def draw_numbers(axes: Axes, panel: dict[str, Any], answers: list[Answer]) -> No
     axes.axis("off")
     if not series:
         axes.text(0.5, 0.5, defaults.get("noValue", "no data"), color=INK, ha="center", va="center", fontsize=10)
+    width, height = room(panel)
     for number, (name, points) in enumerate(series):
         value = points[-1][1]
         word = words.get(f"{value:g}", {}).get("text") or written(value, defaults["unit"])
         x = (number + 0.5) / len(series)
-        axes.text(x, 0.5, word, color=color_of(value, steps), ha="center", va="center", fontsize=11, weight="bold")
+        size = max(9, min(24, 0.25 * height, 1.2 * width / len(series) / len(word)))
+        axes.text(x, 0.55, word, color=color_of(value, steps), ha="center", va="center", fontsize=size, weight="bold")
         if len(series) > 1:
-            axes.text(x, 0.12, name[:16], color=INK, ha="center", fontsize=5)
+            fits = int(width / len(series) / 4)
+            axes.text(x, 0.12, name[:fits], color=INK, ha="center", fontsize=6.5)
 
 
 def draw_bars(axes: Axes, panel: dict[str, Any], answers: list[Answer]) -> None:
@@ -195,39 +201,96 @@ def rows_of(panel: dict[str, Any], answers: list[Answer]) -> list[list[str]]:
     return [heads, *body]
 
 
-def draw_text(axes: Axes, panel: dict[str, Any], answers: list[Answer]) -> None:
-    """Draw what is made of words: tables, log lines, the edges of a service map, a list of dashboards."""
-    axes.axis("off")
-    lines: list[str] = []
-    room = max(3, int(panel["gridPos"]["h"] * 2) - 2)
-    wide = int(panel["gridPos"]["w"] * 9)
-    if panel["type"] == "table":
-        table = rows_of(panel, answers)
-        sizes = [min(40, max(len(row[i]) for row in table)) for i in range(len(table[0]))] if table else []
-        lines = ["  ".join(cell[:size].ljust(size) for cell, size in zip(row, sizes, strict=True)) for row in table]
-    elif panel["type"] == "logs":
-        from watchpost.verify_grafana import lines_of
+def room(panel: dict[str, Any]) -> tuple[float, float]:
+    """Return width and height of a panel, in points."""
+    return panel["gridPos"]["w"] * CELL[0] * 72, panel["gridPos"]["h"] * CELL[1] * 72
 
-        found = [line for answer in answers for frame in answer.frames for line in lines_of(frame)]
-        lines = [f"{line.labels.get('detected_level', ''):7} {' '.join(line.body.split())}" for line in found]
-    elif panel["type"] == "nodeGraph":
-        edges = (
-            {(labels["client"], labels["server"]): points[-1][1] for labels, points in answers[0].series()}
-            if answers
-            else {}
-        )
-        lines = [f"{client} → {server}" for client, server in edges]
-    elif panel["type"] == "dashlist":
-        lines = [f"• {found['title']}" for found in answers[0].found]
-    text = "\n".join(
-        textwrap.shorten(line, wide, placeholder="…") if panel["type"] == "logs" else line[:wide]
-        for line in lines[:room]
-    )
+
+def draw_nothing(axes: Axes, panel: dict[str, Any]) -> None:
+    """Say that there is nothing to draw, in the panel's own words."""
     empty = panel["fieldConfig"]["defaults"].get("noValue") or "no data"
-    axes.text(0, 1, text or empty, color=INK, va="top", family="monospace", fontsize=5.6)
+    axes.text(0.5, 0.5, empty, color="#8e8e8e", ha="center", va="center", fontsize=8)
 
 
-DRAWN = {"timeseries": draw_lines, "stat": draw_numbers, "bargauge": draw_bars}
+def draw_table(axes: Axes, panel: dict[str, Any], answers: list[Answer]) -> None:
+    """Draw a table: as many rows as there is room for, columns as wide as their longest cell asks for."""
+    axes.axis("off")
+    table = rows_of(panel, answers)
+    if len(table) < 2:
+        return draw_nothing(axes, panel)
+    shown = table[: int(room(panel)[1] / LINE) - 2]
+    sizes = [min(48, max(len(row[i]) for row in shown)) + 2 for i in range(len(table[0]))]
+    for number, row in enumerate(shown):
+        for i, cell in enumerate(row):
+            x, y = sum(sizes[:i]) / sum(sizes), 1 - number * LINE / (room(panel)[1] - 1.6 * CELL[1] * 72)
+            axes.text(x, y, cell[: sizes[i] - 2], color=INK if number else "#8ab8ff", va="top", fontsize=7)
+    return None
+
+
+def draw_logs(axes: Axes, panel: dict[str, Any], answers: list[Answer]) -> None:
+    """Draw log lines, each as far as it fits, in the colour of its level."""
+    axes.axis("off")
+    found = [line for answer in answers for frame in answer.frames for line in lines_of(frame)]
+    if not found:
+        return draw_nothing(axes, panel)
+    width, height = room(panel)
+    for number, line in enumerate(found[: int(height / LINE) - 2]):
+        level = line.labels.get("detected_level", "")
+        text = textwrap.shorten(f"{level:7} {' '.join(line.body.split())}", int(width / 4.1), placeholder="…")
+        color = {"error": NAMED["red"], "warn": NAMED["yellow"]}.get(level, INK)
+        y = 1 - number * LINE / (height - 1.6 * CELL[1] * 72)
+        axes.text(0, y, text, color=color, va="top", family="monospace", fontsize=6.5)
+    return None
+
+
+def draw_map(axes: Axes, panel: dict[str, Any], answers: list[Answer]) -> None:
+    """Draw who calls whom, callers on the left, with calls a second on the arrows."""
+    axes.axis("off")
+    edges: dict[tuple[str, str], float] = {}
+    for labels, points in answers[0].series():  # first of requests, then of failures and seconds, which are not drawn
+        edges.setdefault((labels["client"], labels["server"]), points[-1][1])
+    if not edges:
+        return draw_nothing(axes, panel)
+    column = {node: 0 for edge in edges for node in edge}
+    for _ in column:  # as often as the longest way there can be
+        column |= {server: max(column[server], column[client] + 1) for client, server in edges if client != server}
+        column = {node: min(place, len(column) - 1) for node, place in column.items()}
+    place = {}
+    for left in sorted(set(column.values())):
+        beside = [node for node, at in column.items() if at == left]
+        for number, node in enumerate(beside):
+            place[node] = ((left + 0.5) / (max(column.values()) + 1), (number + 0.5) / len(beside))
+    for (client, server), rate in edges.items():
+        (x, y), (to_x, to_y) = place[client], place[server]
+        line = {"arrowstyle": "->", "color": "#8e8e8e", "shrinkA": 22, "shrinkB": 22}
+        axes.annotate("", (to_x, to_y), (x, y), arrowprops=line)
+        text = written(rate, "reqps")
+        axes.text((x + to_x) / 2, (y + to_y) / 2, f"{text}\n", color=INK, ha="center", va="center", fontsize=7)
+    for node, (x, y) in place.items():
+        axes.scatter([x], [y], s=700, facecolor=PANEL, edgecolor=NAMED["green"], linewidth=2, zorder=3)
+        axes.annotate(
+            node, (x, y), (0, -26), textcoords="offset points", color=INK, ha="center", fontsize=8, weight="bold"
+        )
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    return None
+
+
+def draw_list(axes: Axes, _: dict[str, Any], answers: list[Answer]) -> None:
+    """Draw a list of dashboards."""
+    axes.axis("off")
+    titles = "\n".join(f"• {found['title']}" for found in answers[0].found)
+    axes.text(0, 1, titles, color="#8ab8ff", va="top", fontsize=8, linespacing=1.6)
+
+
+DRAWN = {
+    "timeseries": draw_lines,
+    "stat": draw_numbers,
+    "bargauge": draw_bars,
+    "table": draw_table,
+    "logs": draw_logs,
+    "nodeGraph": draw_map,
+    "dashlist": draw_list,
+}
 
 
 def draw_dashboard(reader: Reader, uid: str) -> Figure:
@@ -272,11 +335,22 @@ def draw_dashboard(reader: Reader, uid: str) -> Figure:
         )
         if panel["type"] == "bargauge":
             inner, size = (left + 0.09, inner[1]), (width - 0.1, size[1])
+        figure.add_artist(
+            Rectangle(
+                (left + 0.002, bottom + 0.1 / high), width - 0.004, (place["h"] - 0.2) / high, color=PANEL, zorder=-1
+            )
+        )
         axes = figure.add_axes((*inner, *size), facecolor=PANEL)
         for spine in axes.spines.values():
             spine.set_color("#2c3235")
         figure.text(left + 0.008, top - 0.6 / high, panel["title"], color=INK, fontsize=7, weight="bold", va="center")
-        DRAWN.get(panel["type"], draw_text)(axes, panel, reader.panel(panel, values))
+        try:
+            answers = reader.panel(panel, values)
+        except AskError as error:  # the others are worth a picture all the same
+            axes.axis("off")
+            axes.text(0, 0.5, textwrap.fill(str(error), 60), color=NAMED["red"], va="center", fontsize=7)
+            continue
+        DRAWN[panel["type"]](axes, panel, answers)
     return figure
 
 

@@ -135,6 +135,15 @@ def to(title: str, uid: str, *same: str, **variables: str) -> Link:
     return DashboardLink(title=title, url=f"/d/{uid}?${{__url_time_range}}{chosen}")
 
 
+def runbook(alert: str) -> Link:
+    """Return a link to an alert's page, in a window of its own: the gateway shows it, outside of Grafana.
+
+    The address is relative, as the appliance's own is not known here; browsers leave out the steps above the root.
+    """
+    url = f"../../../../runbooks/{alert}.md"
+    return DashboardLink(title=f"Runbook {alert}", url=url, target_blank=True)
+
+
 def _steps(steps: Steps) -> ThresholdsConfig:
     return ThresholdsConfig(steps=[Threshold(color=color, value=value) for color, value in steps])
 
@@ -325,6 +334,7 @@ def listing(
     *queries: prometheus.Dataquery,
     columns: Sequence[Column],
     sort: str,
+    descending: bool = True,
     empty: str = "no data",
     size: tuple[int, int] = (12, 8),
 ) -> Panel:
@@ -353,7 +363,7 @@ def listing(
         description,
         queries,
         size=size,
-        options=table.Options(sort_by=[common.TableSortByFieldState(display_name=sort, desc=True)]),
+        options=table.Options(sort_by=[common.TableSortByFieldState(display_name=sort, desc=descending)]),
         defaults=FieldConfig(no_value=empty),
         overrides=overrides,
         transformations=[

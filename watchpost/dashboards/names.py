@@ -16,6 +16,18 @@ FILL_STEPS = [("green", None), ("orange", 0.7), ("red", 0.9)]
 BUDGET_STEPS = [("red", None), ("orange", 0.001), ("yellow", 0.25), ("green", 0.5)]
 UP = {"0": ("down", "red"), "1": ("up", "green")}
 
+#: Each of Watchpost's services by name: 0 when systemd does not run it, or it does not answer Prometheus, which asks some.
+COMPONENTS = (
+    'min by (component) (label_replace(node_systemd_unit_state{name=~"watchpost-.+[.]service", type!="oneshot", '
+    'state="active"}, "component", "$1", "name", "watchpost-(.+)[.]service") or label_replace(label_replace('
+    'up, "component", "$1", "job", "(.+)"), "component", "$1-$2", "job", "(.+)_(.+)"))'
+)
+#: What fires and calls for somebody, each once.
+FIRING = (
+    "max by (alertname, severity, service_name, service, slo, instance, job)"
+    ' (ALERTS{alertstate="firing", severity!="none"})'
+)
+
 REQUESTS = "http_server_request_duration_seconds"
 
 

@@ -302,7 +302,9 @@ def page() -> Page:
                     look.log_lines(
                         "Warnings and errors",
                         "Open a line to see all it holds, and to go to its trace.",
-                        look.loki_lines('{service_name=~"$service"} | detected_level=~"warn|error|critical|fatal"'),
+                        look.loki_lines(
+                            '{service_name=~"$service", service_name!=""} | detected_level=~"warn|error|critical|fatal"'
+                        ),
                     ),
                 ],
             ),

@@ -130,7 +130,7 @@ def page() -> Page:
                 [
                     look.lines(
                         f"Burn rate over {short} and {long}: {severity} from {factor:g}",
-                        f"An alert ({severity}) fires when both are above {factor:g}: the long one says that it matters, the short one that it still goes on.",
+                        f"Of an objective over 30 days (docs/slo.md has other windows) an alert ({severity}) fires when both are above {factor:g} and enough has failed: the long one says that it matters, the short one that it still goes on.",
                         look.prom(f"slo:burn_rate:ratio{short}{{{OF}}}", f"{{{{slo}}}}, {short}"),
                         look.prom(f"slo:burn_rate:ratio{long}{{{OF}}}", f"{{{{slo}}}}, {long}"),
                         unit="none",

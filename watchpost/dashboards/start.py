@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from watchpost.dashboards import look
-from watchpost.dashboards.look import Column, Page, to
+from watchpost.dashboards.look import Column, Page, runbook, to
 from watchpost.dashboards.names import (
     APPLIANCE,
     BROWSER,
     BUDGET_STEPS,
+    COMPONENTS,
     ERROR_STEPS,
+    FIRING,
     LATENCY_STEPS,
     LOGS,
     REQUESTS,
@@ -38,11 +40,8 @@ def page() -> Page:
                 [
                     look.number(
                         "Components",
-                        "Each component of the appliance. Prometheus asks them; the Collector, which nobody asks, reports by itself.",
-                        look.prom_now(
-                            "max by (job) (up) or max by (job) (otelcol_process_uptime_seconds_total > bool 0)",
-                            "{{job}}",
-                        ),
+                        "Each service of the appliance: down when systemd does not run it, or it does not answer Prometheus.",
+                        look.prom_now(COMPONENTS, "{{component}}"),
                         unit="none",
                         steps=[("red", None), ("green", 1)],
                         words=UP,
@@ -53,7 +52,7 @@ def page() -> Page:
                     look.number(
                         "Alerts that fire",
                         "How many alerts call for somebody. The table below names them.",
-                        look.prom_now('count(ALERTS{alertstate="firing", severity!="none"}) or vector(0)'),
+                        look.prom_now(f"count({FIRING}) or vector(0)"),
                         unit="none",
                         steps=[("green", None), ("red", 1)],
                         size=(4, 5),
@@ -72,12 +71,10 @@ def page() -> Page:
                     ),
                     look.listing(
                         "What fires",
-                        "The alerts that fire now. Each has a runbook, docs/runbooks/ and its name.",
-                        look.prom_table(
-                            'max by (alertname, severity, service_name, service, slo, instance, job) (ALERTS{alertstate="firing", severity!="none"})'
-                        ),
+                        "The alerts that fire now, those that wake somebody up first. Each leads to its runbook.",
+                        look.prom_table(FIRING),
                         columns=[
-                            Column("alertname", "Alert"),
+                            Column("alertname", "Alert", links=[runbook("${__data.fields.Alert}")]),
                             Column("severity", "Severity"),
                             Column("slo", "Objective"),
                             Column("service", "Service"),
@@ -85,6 +82,7 @@ def page() -> Page:
                             Column("instance", "On"),
                         ],
                         sort="Severity",
+                        descending=False,
                         empty="nothing: all is well",
                         size=(18, 7),
                     ),

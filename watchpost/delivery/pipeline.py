@@ -29,8 +29,19 @@ from watchpost.verify_target import PROJECT
 
 STAGES_FILE = "stages.json"
 INVENTORY_FILE = "inventory"  # holds the path of the inventory that the first stage settled on
+DOCTOR_FILE = "doctor.json"  # what `watchpost doctor` finds when telemetry is missing
 #: All that a run writes, so that a new run does not take an old one's words for its own.
-WRITTEN = (STAGES_FILE, INVENTORY_FILE, LEDGER, "verify.*", "gate.*", "report.*", "*.log", "dashboards/*.json")
+WRITTEN = (
+    STAGES_FILE,
+    INVENTORY_FILE,
+    DOCTOR_FILE,
+    LEDGER,
+    "verify.*",
+    "gate.*",
+    "report.*",
+    "*.log",
+    "dashboards/*.json",
+)
 CAUSE_LINES = 12
 
 
@@ -50,7 +61,7 @@ class Stage:
 
     name: str
     command: Callable[[str, Path], Sequence[str]]
-    cause: Callable[[Path], str]
+    cause: Callable[[str, Path], str]
 
 
 def _own(*words: str) -> list[str]:
@@ -79,22 +90,30 @@ def last_words(run: Path, stage: str) -> str:
     return "\n".join([line for line in lines if line.strip()][-3:])
 
 
-def _log_of(stage: str) -> Callable[[Path], str]:
-    return lambda run: last_words(run, stage)
+def _log_of(stage: str) -> Callable[[str, Path], str]:
+    return lambda _, run: last_words(run, stage)
 
 
-def _missing_links(run: Path) -> str:
+def _missing_links(inventory: str, run: Path) -> str:
+    """Return which links are missing, and before them what the doctor finds on the hosts that may be the reason."""
     report = read_json(run / verify.VERDICT)
     if not report:
         return last_words(run, "verify")
-    return "\n".join(
+    with (run / DOCTOR_FILE).open("w") as file:
+        subprocess.run(_own("doctor", "--json", "--inventory", inventory), cwd=PROJECT, check=False, stdout=file)
+    found = (read_json(run / DOCTOR_FILE) or {}).get("findings", [])
+    reasons = [
+        f"{each['check']}: {each['problem']}. Do: {each['remedy']}" for each in found if each["check"] != "signals"
+    ]
+    missing = [
         f"{link['link']} is missing: {link['evidence']}. Look at: {link['hint']}"
         for link in report["links"]
         if link["state"] == verify.State.MISSING
-    )
+    ]
+    return "\n".join(reasons + missing)
 
 
-def _unkept_limits(run: Path) -> str:
+def _unkept_limits(_: str, run: Path) -> str:
     verdict = read_json(run / gate.VERDICT)
     return "\n".join(verdict["failures"]) if verdict else last_words(run, "gate")
 
@@ -143,7 +162,7 @@ def carry_out(stage: Stage, inventory: str, run: Path, console: Console) -> Outc
         (run / f"{stage.name}.log").write_text(f"{command[0]}: {error.strerror}\n")
         code = 127
     seconds = time.monotonic() - began
-    cause = (stage.cause(run) or f"exit code {code}") if code else ""
+    cause = (stage.cause(inventory, run) or f"exit code {code}") if code else ""
     outcome = Outcome(stage.name, not code, round(seconds, 1), cause)
     done = [other for other in outcomes(run) if other.stage != stage.name]
     (run / STAGES_FILE).write_text(json.dumps([asdict(each) for each in [*done, outcome]], indent=2) + "\n")

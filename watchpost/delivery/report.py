@@ -104,9 +104,9 @@ def look(grafana: Grafana, run: Run | None, sent: list[Sent], exports: Path) -> 
 
     def levels() -> None:
         if run:
-            for line in grafana.logs(f'{{service_name="{verify.SERVICE}"}}', start, end):
-                level = line.labels.get("detected_level", line.labels.get("level", "unknown"))
-                found.levels[level] = found.levels.get(level, 0) + 1
+            logql = f'{{service_name="{verify.SERVICE}"}}'
+            counts = grafana.count_logs(logql, "detected_level", start, end)  # the level as Loki understands it
+            found.levels = {level or "unknown": count for level, count in counts.items()}
 
     def budgets() -> None:
         query = "slo:budget_left:ratio"
@@ -193,9 +193,7 @@ def report(inventory: Inventory = "", run: RunDirectory = RUN) -> None:
         lacking = story.findings.lacking
         try:
             target = verify_target.find(pipeline.settle_inventory(inventory, run))
-            with httpx.Client(base_url=target.url, verify=target.trust(), timeout=15, trust_env=False) as client:
-                grafana = Grafana(client)
-                grafana.login(verify.USER, target.password)
+            with target.grafana(timeout=15) as grafana:
                 story.findings = look(grafana, story.run, story.sent, run / "dashboards")
                 story.findings.lacking[:0] = lacking
         except (TargetError, AskError, httpx.HTTPError) as error:

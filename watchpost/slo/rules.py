@@ -179,11 +179,19 @@ class _Rules:
         *Longer windows*: the sum of the values over 5 minutes, each multiplied by the time that it stands for (the
         interval of evaluation). With n evaluations in 5 minutes, each event stands in n values, in each as 1/300 a
         second, and each stands for 300/n seconds: the event counts as 1, as in rate() over the whole window, for a
-        small part of the work. Exactly so when samples come as often as the rules are evaluated. Otherwise, and in
-        the first and last five minutes of a series, rate()'s extrapolation to the window's bounds lets an event
-        count as up to (sample interval / 5 minutes) more or less than 1. Events of the last five minutes are not
-        all in yet, those that leave the window go within five minutes, and of a time in which no rule was evaluated
-        neither good nor bad events count.
+        small part of the work. Exactly so while a series goes on and its samples come as often as the rules are
+        evaluated; when they come at other times, to within (sample interval / 5 minutes). Events of the last five
+        minutes are not all in yet, those that leave the window go within five minutes, and of a time in which no
+        rule was evaluated neither good nor bad events count.
+
+        *Where a series begins or ends*: with n samples in 5 minutes, n - 1 values see an event (both samples that it
+        lies between). While the series goes on rate() takes the n - 1 gaps that it has for n, so the event counts as
+        n / n = 1. It guesses nothing before a beginning with 0: the event counts as (n - 1) / n or more. Behind an
+        end it takes half a gap for granted, and up to one in front: L gaps for L + 1.5. At worst the series is but a
+        0 and one more sample, so L is always 1, and nothing is in front: 1, 2 (an end one gap away still passes for
+        the bound) and n - 3 times 1.5, over n, make 1.5 - 1.5 / n. A series of five minutes or more that ends has all
+        in all 1 - 1.5 / n intervals' worth of events too many, one that begins half an interval's worth too few.
+        [rate; the factors are those of extrapolatedRate in Prometheus's promql/functions.go]
 
         *The first sample of a series*: rate() sees no increase before it. A series that begins with 1, as one of
         errors does, would hide that error. Watchpost's Prometheus puts a 0 in front of it, at the start that OTLP

@@ -98,7 +98,7 @@ function reportVital({ name, value, rating, navigationType }: Metric): void {
     attributes: {
       "event.name": "browser.web_vital",
       "browser.web_vital.name": name.toLowerCase(),
-      "browser.web_vital.value": value,
+      "browser.web_vital.value": Number(value.toFixed(4)), // more digits tell nothing, and may look like a card number
       "browser.web_vital.rating": rating,
       "browser.web_vital.navigation_type": navigationType,
     },

@@ -1,14 +1,17 @@
 """An agent on somebody else's host: its metrics, journal and programs' telemetry arrive, also after an outage."""
 
 import functools
+import json
 import os
 import secrets
+import subprocess
+import sys
 import time
 from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
-from conftest import PKI, asker, run_playbook, unit_name, wait_until
+from conftest import PKI, PROJECT, asker, run_playbook, unit_name, wait_until
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -147,6 +150,17 @@ def test_host_keeps_its_own_firewall_journal_and_clock(host):
     assert not host.file("/etc/systemd/journald.conf.d/50-watchpost.conf").exists
     assert not host.package("nftables").is_installed
     assert not host.package("systemd-timesyncd").is_installed
+
+
+def test_stopped_agent_is_found_by_the_doctor_and_nothing_else(host):
+    host.check_output("systemctl stop %s", unit_name("agent"))
+    inventory = Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent
+    command = [sys.executable, "-m", "watchpost", "doctor", "--json", f"--inventory={inventory}"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    host.check_output("systemctl start %s", unit_name("agent"))
+    assert done.returncode == 1, done.stderr
+    (found,) = json.loads(done.stdout)["findings"]
+    assert (found["host"], found["check"], found["subject"]) == (AGENT, "services", "agent")
 
 
 def test_certificate_close_to_its_end_is_renewed_by_a_run(host, site):

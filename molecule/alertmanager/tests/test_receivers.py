@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import receivers
-from conftest import asker, run_playbook, unit_name, wait_until
+from conftest import asker, play, run_playbook, unit_name, wait_until
 
 JSON = {"Content-Type": "application/json"}
 PUBLIC = "status.example.org"
@@ -83,7 +83,7 @@ def world(host, tmp_path_factory):
                 {"name": "plain-mail", "email": {**post, "server": plain_mail.address}},
             ],
         }
-        run = run_playbook("site.yml", **variables)
+        run = play("alertmanager", **variables)
         assert run.code == 0, run.output
         yield SimpleNamespace(
             web=web, impostor=impostor, mail=mail, plain_mail=plain_mail, run=run, variables=variables

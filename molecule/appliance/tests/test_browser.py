@@ -5,7 +5,6 @@ import secrets
 import subprocess
 import time
 
-import httpx
 import pytest
 from conftest import PROJECT
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService, Keys
@@ -14,7 +13,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 from test_appliance import HOST, stopped
 
 from watchpost import packages, verify_target
-from watchpost.verify_grafana import PROMETHEUS, Grafana
+from watchpost.verify_grafana import PROMETHEUS
 
 DATABASE = "/var/lib/watchpost/taskboard/tasks.db"
 #: Seconds until a span or log line must be found: a batch in the page, one in the Collector, and the store.
@@ -35,9 +34,7 @@ def target():
 
 @pytest.fixture(scope="module")
 def grafana(target):
-    with httpx.Client(base_url=target.url, verify=target.trust(), timeout=10, trust_env=False) as client:
-        grafana = Grafana(client)
-        grafana.login("admin", target.password)
+    with target.grafana() as grafana:
         yield grafana
 
 
@@ -294,7 +291,7 @@ def test_picture_of_the_page_for_the_documents(page, target):
         {"title": "Buy milk", "state": "done"},
         {"title": "Call home"},
     ]
-    with httpx.Client(base_url=target.url, verify=target.trust(), timeout=10, trust_env=False) as client:
+    with target.client() as client:
         made = [client.post("/api/tasks", json=task).json()["id"] for task in tasks]
         page.browser.set_window_size(800, 860)
         page.browser.refresh()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import httpx
 import pytest
-from conftest import PROJECT, run_playbook
+from conftest import play
 from test_browser import Page
 
 #: Every fifth request fails, every fifth takes longer than the objective allows; and the same in the database.
@@ -16,8 +16,6 @@ FAULTS = {
     "slow_query": {"share": 0.1, "milliseconds": 600, "route": "/api/tasks"},
 }
 ROUNDS = 12
-#: Brings only the application to other settings, in a few seconds.
-APPLICATION = PROJECT / "playbooks/taskboard.yml"
 
 
 @dataclass
@@ -85,9 +83,9 @@ def make(browser, target):
     made = Traffic(time.time())
     visit(browser, target.url)
     for faults, rounds in ((FAULTS, ROUNDS), ({}, 3)):
-        run = run_playbook(APPLICATION, taskboard_faults=faults)
+        run = play("taskboard", taskboard_faults=faults)
         assert run.code == 0, run.output
-        with httpx.Client(base_url=target.url, verify=target.trust(), timeout=30, trust_env=False) as client:
+        with target.client() as client:
             made.answers += requests(client, rounds)
     visit(browser, target.url)
     assert any(answer.status_code == 500 for answer in made.answers), "the fault of errors was not met"

@@ -8,7 +8,7 @@ from collections import Counter
 
 import httpx
 import pytest
-from conftest import ENDPOINTS, PKI, PROJECT
+from conftest import ENDPOINTS, PKI, PROJECT, play
 from otlp import JSON, Probe
 
 from drills.harness import call_grpc
@@ -149,9 +149,9 @@ def test_wrongly_typed_variable_is_named(site):
     assert run.code != 0 and "gateway_otlp_rate" in run.output
 
 
-def test_changed_setting_is_taken_over_without_a_restart(site, host, client):
+def test_changed_setting_is_taken_over_without_a_restart(host, client):
     pid = host.check_output("systemctl show --property=MainPID --value watchpost-gateway.service")
-    run = site(gateway_hsts_seconds=60)
+    run = play("gateway", gateway_hsts_seconds=60)
     assert run.code == 0, run.output
     assert client.get("/healthz").headers["strict-transport-security"] == "max-age=60"
     assert host.check_output("systemctl show --property=MainPID --value watchpost-gateway.service") == pid
@@ -169,14 +169,14 @@ def own_certificate(tmp_path, address):
     return certificate, key
 
 
-def test_certificate_of_the_users_own_is_served(site, client, address, own_certificate):
+def test_certificate_of_the_users_own_is_served(client, address, own_certificate):
     certificate, key = own_certificate
-    run = site(pki_gateway_certificate=str(certificate), pki_gateway_key=str(key))
+    run = play("pki,gateway", pki_gateway_certificate=str(certificate), pki_gateway_key=str(key))
     assert run.code == 0, run.output
     served = ssl.get_server_certificate((address, 443))
     assert served.strip() == certificate.read_text().strip()
     assert httpx.get(f"https://{address}/healthz", verify=ssl.create_default_context(cafile=certificate)).is_success
-    back = site()
+    back = play("pki,gateway")
     assert back.code == 0, back.output
     assert client.get("/healthz").status_code == 200, "Watchpost's own certificate is back"
 

@@ -4,11 +4,10 @@ import base64
 import json
 import os
 from pathlib import Path
-from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 import yaml
-from conftest import PROJECT, Answer, run_playbook
+from conftest import PROJECT, Answer, play, run_playbook
 
 from watchpost.secrets import SecretStore, state_dir
 from watchpost.testhost import Host
@@ -111,7 +110,7 @@ def test_dashboards_are_provisioned_and_cannot_be_changed(api, ask, host):
     assert answer.status == 400 and "provisioned" in answer.body
 
 
-def test_second_run_changes_no_dashboard_and_no_data_source(site, api):
+def test_second_run_changes_no_dashboard_and_no_data_source(api):
     def versions():
         dashboards = {
             found["uid"]: api(f"/api/dashboards/uid/{found['uid']}").json["dashboard"]["version"]
@@ -122,13 +121,13 @@ def test_second_run_changes_no_dashboard_and_no_data_source(site, api):
         }
 
     before = versions()
-    run = site()
+    run = play("grafana")
     assert run.code == 0 and not run.changed, run.output
     assert versions() == before
 
 
-def test_missing_dashboard_fails_the_run_with_its_name(site):
-    run = site(__grafana_wanted=["watchpost-start", "watchpost-gone"], __grafana_dashboard_seconds=2)
+def test_missing_dashboard_fails_the_run_with_its_name():
+    run = play("grafana", __grafana_wanted=["watchpost-start", "watchpost-gone"], __grafana_dashboard_seconds=2)
     assert run.code != 0
     assert "Grafana does not show watchpost-gone." in run.output
 
@@ -223,10 +222,15 @@ def as_user(ask, deployment):
     return as_user
 
 
-def test_people_get_in_with_just_their_rights_and_nobody_else_does(site, api, as_user):
-    run = site(grafana_users=PEOPLE, grafana_service_accounts=ROBOTS)
+@pytest.fixture(scope="module")
+def accounts():
+    """The accounts of people and programs, made by a run."""
+    run = play("grafana", grafana_users=PEOPLE, grafana_service_accounts=ROBOTS)
     assert run.code == 0, run.output
-    again = site(grafana_users=PEOPLE, grafana_service_accounts=ROBOTS)
+
+
+def test_people_get_in_with_just_their_rights(accounts, api, as_user):
+    again = play("grafana", grafana_users=PEOPLE, grafana_service_accounts=ROBOTS)
     assert again.code == 0 and not again.changed, again.output
     new = json.dumps({"dashboard": {"title": "Of Anna", "uid": "of-anna"}})
     assert as_user("ben", "/api/search").status == 200
@@ -237,41 +241,11 @@ def test_people_get_in_with_just_their_rights_and_nobody_else_does(site, api, as
             assert as_user(login, path).status == 403, (login, path)
     (team,) = api("/api/teams/search").json["teams"]
     assert (team["name"], team["memberCount"]) == ("shop", 1)
-
     (robot,) = api("/api/serviceaccounts/search").json["serviceAccounts"]
     assert (robot["name"], robot["role"]) == ("reports", "Viewer")
 
-    run = site(grafana_users={"anna": PEOPLE["anna"] | {"role": "Viewer", "teams": [], "generation": 2}})
-    assert run.code == 0, run.output
-    assert as_user("ben", "/api/search").status == 401, "who is no longer named is let in no more"
-    another = json.dumps({"dashboard": {"title": "Another of Anna"}})  # the one that she has made stays hers
-    assert as_user("anna", "/api/dashboards/db", method="POST", body=another).status == 403
-    assert api("/api/teams/search").json["teams"] == []
-    assert api("/api/serviceaccounts/search").json["serviceAccounts"] == []
-    assert api("/api/dashboards/uid/of-anna", method="DELETE").status == 200
 
-
-@pytest.mark.parametrize(
-    ("variables", "complaint"),
-    [
-        ({"grafana_users": {"anna": {"name": "Anna"}}}, "grafana_users.anna has no email"),
-        ({"grafana_users": {"anna": {"email": "a@b.c", "role": "Owner"}}}, "grafana_users.anna.role is Owner"),
-        ({"grafana_users": {"anna": {"email": "a@b.c", "password": "x"}}}, "grafana_users.anna has password"),
-        ({"grafana_users": {"admin": {"email": "a@b.c"}}}, "grafana_users.admin: a login"),
-        ({"grafana_service_accounts": {"robot": "Root"}}, "grafana_service_accounts.robot is Root"),
-        ({"grafana_oidc": {"client_id": "x", "auth_url": "http://a", "token_url": "https://a", "api_url": "https://a"},
-          "grafana_oidc_client_secret": "s"}, "grafana_oidc.auth_url must begin with https://"),
-        ({"grafana_oidc": {"client_id": "x", "auth_url": "https://a", "token_url": "https://a", "api_url": "https://a"}},
-         "grafana_oidc needs grafana_oidc_client_secret"),
-    ],
-)  # fmt: skip
-def test_wrong_account_or_provider_is_refused_by_its_name(site, variables, complaint):
-    run = site("--limit=all", **variables)
-    assert run.code != 0 and complaint in run.output, run.output
-
-
-def test_token_of_a_program_reads_and_changes_nothing(site, ask, deployment):
-    assert site(grafana_service_accounts=ROBOTS).code == 0
+def test_token_of_a_program_reads_and_changes_nothing(accounts, ask, deployment):
     playbook = PROJECT / "playbooks/grafana-token.yml"
     tokens = []
     for _ in range(2):
@@ -289,37 +263,48 @@ def test_token_of_a_program_reads_and_changes_nothing(site, ask, deployment):
     )
     assert refused.status in (400, 403), refused
     assert ask("grafana", "https", "/grafana/api/users", identity=None, token=tokens[1]).status == 403
-    assert site().code == 0  # and it is gone
 
 
-OIDC = {
-    "client_id": "watchpost", "issuer_name": "Example",
-    "auth_url": "https://login.example.org/authorize", "token_url": "https://login.example.org/token",
-    "api_url": "https://login.example.org/userinfo",
-    "role_attribute_path": "contains(groups[*], 'ops') && 'Editor' || 'Viewer'",
-}  # fmt: skip
+def test_who_is_no_longer_named_is_let_in_no_more(accounts, api, as_user):
+    run = play("grafana", grafana_users={"anna": PEOPLE["anna"] | {"role": "Viewer", "teams": [], "generation": 2}})
+    assert run.code == 0, run.output
+    assert as_user("ben", "/api/search").status == 401
+    another = json.dumps({"dashboard": {"title": "Another of Anna"}})  # the one that she has made stays hers
+    assert as_user("anna", "/api/dashboards/db", method="POST", body=another).status == 403
+    assert api("/api/teams/search").json["teams"] == []
+    assert api("/api/serviceaccounts/search").json["serviceAccounts"] == []
+    assert api("/api/dashboards/uid/of-anna", method="DELETE").status == 200
 
 
-def test_login_by_a_provider_begins_there_and_keeps_its_cookie(site, ask, host):
-    secret = "oidc-secret-of-the-test"
-    run = site(grafana_oidc=OIDC, grafana_oidc_client_secret=secret)
-    assert run.code == 0 and secret not in run.output, run.output
-    answer = ask("grafana", "https", "/grafana/login/generic_oauth", identity=None)
-    assert answer.status == 302
-    address = urlsplit(answer.headers["location"])
-    asked = dict(parse_qsl(address.query))
-    assert f"{address.scheme}://{address.netloc}{address.path}" == OIDC["auth_url"]
-    assert (asked["client_id"], asked["scope"]) == ("watchpost", "openid profile email")
-    assert asked["code_challenge_method"] == "S256" and asked["state"]
-    assert asked["redirect_uri"].endswith("/grafana/login/generic_oauth")
-    assert "SameSite=Lax" in answer.headers["set-cookie"] and "Secure" in answer.headers["set-cookie"]
-    assert secret not in host.check_output("cat /etc/watchpost/grafana/current/grafana.ini")
-    assert site().code == 0
+def test_wrong_accounts_and_providers_are_refused_by_their_names(site):
+    addresses = {"auth_url": "https://a", "token_url": "https://a", "api_url": "https://a"}
+    users = {
+        "anna": {"name": "Anna"},
+        "ben": {"email": "a@b.c", "role": "Owner"},
+        "carl": {"email": "a@b.c", "password": "x"},
+        "admin": {"email": "a@b.c"},
+    }
+    run = site(
+        grafana_users=users,
+        grafana_service_accounts={"robot": "Root"},
+        grafana_oidc={"client_id": "x", **addresses, "auth_url": "http://a"},
+    )
+    assert run.code != 0 and "nothing was changed" in run.output, run.output
+    for complaint in (
+        "grafana_users.anna has no email",
+        "grafana_users.ben.role is Owner",
+        "grafana_users.carl has password",
+        "grafana_users.admin: a login",
+        "grafana_service_accounts.robot is Root",
+        "grafana_oidc.auth_url must begin with https://",
+        "grafana_oidc needs grafana_oidc_client_secret",
+    ):
+        assert complaint in run.output, run.output
 
 
-def test_rotated_password_and_key_replace_the_old_ones(site, api, host):
+def test_rotated_password_and_key_replace_the_old_ones(api, host):
     old = password(host)
-    run = site(watchpost_secret_generations=GENERATIONS)
+    run = play("grafana", watchpost_secret_generations=GENERATIONS)
     assert run.code == 0, run.output
     new = password(host)
     assert new != old and new not in run.output
@@ -327,5 +312,5 @@ def test_rotated_password_and_key_replace_the_old_ones(site, api, host):
     assert api("/api/org", secret=old).status == 401
     # The keys of the data sources can be read with the new secret key: Grafana gets as far as to call the absent store.
     assert "connection refused" in api("/api/datasources/uid/prometheus/health").body
-    again = site(watchpost_secret_generations=GENERATIONS)
+    again = play("grafana", watchpost_secret_generations=GENERATIONS)
     assert again.code == 0 and not again.changed, again.output

@@ -9,18 +9,19 @@ import threading
 from urllib.parse import parse_qsl, urlsplit
 
 import httpx
+import oidc_provider_mock
 import pytest
+from conftest import play
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from werkzeug.serving import make_server
 
-oidc_provider_mock = pytest.importorskip("oidc_provider_mock", reason="the provider is a package of its own")
-
 CA = "/etc/ssl/certs/oidc-provider-of-the-test.crt"
 #: Who there is at the provider, and of which group.
 PEOPLE = {"olga": ["ops"], "vera": ["sales"]}
+SECRET = "oidc-secret-of-the-test"
 
 
 def certificate(address, directory):
@@ -81,9 +82,13 @@ def log_in(ask, provider):
     def log_in(name):
         begun = ask("grafana", "https", "/grafana/login/generic_oauth", identity=None)
         assert begun.status == 302, begun
+        assert "SameSite=Lax" in begun.headers["set-cookie"] and "Secure" in begun.headers["set-cookie"]
         address = begun.headers["location"]
-        assert address.startswith(str(provider.base_url).rstrip("/"))
-        assert dict(parse_qsl(urlsplit(address).query))["code_challenge_method"] == "S256"
+        assert address.partition("?")[0] == str(provider.base_url.join("oauth2/authorize"))
+        asked = dict(parse_qsl(urlsplit(address).query))
+        assert (asked["client_id"], asked["scope"]) == ("watchpost", "openid profile email")
+        assert asked["code_challenge_method"] == "S256" and asked["state"]
+        assert asked["redirect_uri"].endswith("/grafana/login/generic_oauth")
         agreed = provider.post(address, data={"sub": name})
         assert agreed.status_code == 302, agreed.text
         back = urlsplit(agreed.headers["location"])
@@ -95,15 +100,16 @@ def log_in(ask, provider):
     return log_in
 
 
-def test_people_of_the_provider_log_in_with_the_role_of_their_group(site, provider, log_in):
+def test_people_of_the_provider_log_in_with_the_role_of_their_group(host, provider, log_in):
     url = str(provider.base_url).rstrip("/")
     settings = {
-        "client_id": "watchpost", "auth_url": f"{url}/oauth2/authorize", "token_url": f"{url}/oauth2/token",
-        "api_url": f"{url}/userinfo", "scopes": "openid profile email", "ca": CA,
+        "client_id": "watchpost", "issuer_name": "Example", "ca": CA,
+        "auth_url": f"{url}/oauth2/authorize", "token_url": f"{url}/oauth2/token", "api_url": f"{url}/userinfo",
         "role_attribute_path": "contains(groups[*], 'ops') && 'Editor' || contains(groups[*], 'sales') && 'Viewer'",
     }  # fmt: skip
-    run = site(grafana_oidc=settings, grafana_oidc_client_secret="of the test")
-    assert run.code == 0, run.output
+    run = play("grafana", grafana_oidc=settings, grafana_oidc_client_secret=SECRET)
+    assert run.code == 0 and SECRET not in run.output, run.output
+    assert SECRET not in host.check_output("cat /etc/watchpost/grafana/current/grafana.ini")
     for name, role in (("olga", "Editor"), ("vera", "Viewer")):
         asked = log_in(name)
         user = asked("/api/user").json
@@ -114,6 +120,6 @@ def test_people_of_the_provider_log_in_with_the_role_of_their_group(site, provid
         assert saved.status in ((200,) if role == "Editor" else (403,)), saved
     stranger = log_in("zoe")  # whom the provider knows, and who is of no group
     assert stranger("/api/user").status == 401
-    again = site(grafana_oidc=settings, grafana_oidc_client_secret="of the test")
+    again = play("grafana", grafana_oidc=settings, grafana_oidc_client_secret=SECRET)
     assert again.code == 0 and not again.changed, "who came by the provider is no account to be disabled"
-    assert site().code == 0
+    assert play("grafana").code == 0

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT
+from conftest import PROJECT, play
 
 
 def watchpost(*arguments):
@@ -25,17 +25,17 @@ def store_of_its_own(tmp_path, monkeypatch):
     return tmp_path / "store" / path.relative_to(folder.parent)
 
 
-def test_program_comes_from_the_verified_store(site, store_of_its_own):
-    run = site()
+def test_program_comes_from_the_verified_store(store_of_its_own):
+    run = play("node_exporter")
     assert run.code == 0, run.output
     assert not run.changed, "the same program, byte for byte"
 
 
-def test_program_changed_in_the_store_is_refused(site, host, store_of_its_own):
+def test_program_changed_in_the_store_is_refused(host, store_of_its_own):
     with store_of_its_own.open("ab") as archive:
         archive.write(b"one byte more")
     running = host.check_output("systemctl show watchpost-node-exporter --property=MainPID --value")
-    run = site()
+    run = play("node_exporter")
     assert run.code != 0
     assert store_of_its_own.name in run.output and "SHA-256" in run.output, run.output
     assert host.check_output("systemctl show watchpost-node-exporter --property=MainPID --value") == running
@@ -47,12 +47,13 @@ def test_unknown_source_is_refused_by_name(site):
     assert "watchpost_artifact_source" in run.output or "torrent" in run.output, run.output
 
 
-def test_raised_number_makes_a_new_secret_that_is_not_shown(site, host):
+def test_raised_number_makes_a_new_secret_that_is_not_shown(host):
     deployment = f"inputs-test-{host.backend.hostname}"
     try:
-        assert site("-vv", watchpost_deployment=deployment).code == 0
+        assert play("node_exporter", "-vv", watchpost_deployment=deployment).code == 0
         first = watchpost("secrets", "show", "otlp_ingest_token", "--deployment", deployment).strip()
-        run = site("-vv", watchpost_deployment=deployment, watchpost_secret_generations={"otlp_ingest_token": 2})
+        raised = {"otlp_ingest_token": 2}
+        run = play("node_exporter", "-vv", watchpost_deployment=deployment, watchpost_secret_generations=raised)
         second = watchpost("secrets", "show", "otlp_ingest_token", "--deployment", deployment).strip()
         kept = watchpost("secrets", "show", "grafana_secret_key", "--deployment", deployment).strip()
     finally:

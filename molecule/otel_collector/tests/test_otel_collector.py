@@ -4,7 +4,7 @@ import time
 
 import pytest
 from canary import PERSONAL, Canary, on_disk
-from conftest import unit_name
+from conftest import play, unit_name
 from otlp import JSON, Probe
 
 CREDENTIAL = "/etc/watchpost/otel_collector/current/credentials/otlp_ingest_token"
@@ -66,11 +66,11 @@ def test_retired_exporter_is_refused_and_the_old_configuration_keeps_running(ass
     assert post("local_http").status == 200
 
 
-def test_configuration_of_ones_own_is_laid_over(site, host):
-    run = site(otel_collector_extra_config={"service": {"telemetry": {"logs": {"level": "warn"}}}})
+def test_configuration_of_ones_own_is_laid_over(host):
+    run = play("otel_collector", otel_collector_extra_config={"service": {"telemetry": {"logs": {"level": "warn"}}}})
     assert run.code == 0, run.output
     assert "Everything is ready" not in host.check_output("journalctl --boot --output=cat _PID=%s", main_pid(host))
-    assert site().code == 0
+    assert play("otel_collector").code == 0
 
 
 def test_wrongly_typed_variable_is_named(site):
@@ -78,8 +78,8 @@ def test_wrongly_typed_variable_is_named(site):
     assert run.code != 0 and "otel_collector_queue_mib" in run.output
 
 
-def test_rotated_token_replaces_the_old_one(site, post, host, ingest_token):
-    run = site(watchpost_secret_generations={"otlp_ingest_token": 2})
+def test_rotated_token_replaces_the_old_one(post, host, ingest_token):
+    run = play("otel_collector", watchpost_secret_generations={"otlp_ingest_token": 2})
     assert run.code == 0, run.output
     new = host.file(CREDENTIAL).content_string
     assert new not in run.output
@@ -127,9 +127,9 @@ def test_rule_of_unknown_form_is_refused(site):
     assert run.code != 0 and "watchpost_redaction_extra_rules" in run.output
 
 
-def test_switched_off_all_of_it_is_found(site, queued):
+def test_switched_off_all_of_it_is_found(queued):
     """Otherwise the tests above might look in the wrong place. Last, since the queue then holds it."""
-    run = site(watchpost_redaction_enabled=False)
+    run = play("otel_collector", watchpost_redaction_enabled=False)
     assert run.code == 0, run.output
     found, _ = queued()
     assert found == set(PERSONAL)

@@ -4,7 +4,7 @@ import json
 from urllib.parse import urlencode
 
 import pytest
-from conftest import PKI, run_playbook, unit_name, wait_until
+from conftest import PKI, play, unit_name, wait_until
 
 BEARER, PASSWORD = "scrape-secret-7f3a", "remote-secret-91bc"
 #: The password as bcrypt, which is what a Prometheus wants of its callers.
@@ -96,10 +96,10 @@ def other_systems(host):
 @pytest.fixture(scope="module")
 def connected(host, other_systems):
     """Prometheus told of the other systems."""
-    run = run_playbook("site.yml", **VARIABLES)
+    run = play("prometheus", **VARIABLES)
     assert run.code == 0, run.output
     yield run
-    run = run_playbook("site.yml")
+    run = play("prometheus")
     assert run.code == 0, run.output
 
 

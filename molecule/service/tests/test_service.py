@@ -3,25 +3,58 @@
 import functools
 import hashlib
 import io
+import json
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
 import pytest
-from conftest import run_playbook
+from conftest import PKI, PROJECT, run_playbook
 
 UNIT = "watchpost-alertmanager.service"
 HOME = "/etc/watchpost/alertmanager"
+PROGRAM = "/opt/watchpost/alertmanager/current"
 OTHER_CONFIG = "route: {receiver: somebody}\nreceivers: [{name: somebody}]\n"
+#: All that a deploy looks at before it finds nothing to do.
+STATE = f"""
+cat {HOME}/good.json
+readlink {HOME}/current {PROGRAM}
+find {HOME}/current/ {PROGRAM}/ {PKI}/alertmanager/ /etc/systemd/system/{UNIT} -type f -exec sha256sum {{}} + | sort
+systemctl show {UNIT} --property=ActiveState,UnitFileState,NeedDaemonReload
+"""
 
 
-deploy = functools.partial(run_playbook, Path(__file__).with_name("deploy.yml"))
+@functools.cache
+def artifact():
+    """What the store has of Alertmanager."""
+    command = [sys.executable, "-m", "watchpost", "artifacts", "ensure", "alertmanager", "--json"]
+    return json.loads(subprocess.run(command, cwd=PROJECT, check=True, capture_output=True).stdout)["alertmanager"]
+
+
+def deploy(*options, changes=(), **variables):
+    """Deploy Alertmanager, with some of its artifact's fields changed."""
+    artifacts = {"alertmanager": artifact() | dict(changes)}
+    return run_playbook(Path(__file__).with_name("deploy.yml"), *options, watchpost_artifacts=artifacts, **variables)
+
+
+def deploy_plain(host):
+    """Bring the plain service up, and return its state."""
+    outcome = deploy()
+    assert outcome.code == 0, outcome.output
+    return host.check_output(STATE)
+
+
+@pytest.fixture(scope="module")
+def plain(host):
+    """The plain service's state."""
+    return deploy_plain(host)
 
 
 @pytest.fixture(autouse=True)
-def deployed(host):
-    """Each test begins with the plain service running."""
-    outcome = deploy()
-    assert outcome.code == 0, outcome.output
+def deployed(host, plain):
+    """Each test begins with the plain service running; it is deployed again when the test before left another."""
+    assert host.check_output(STATE) == plain or deploy_plain(host) == plain
     assert host.service(UNIT).is_running
 
 
@@ -88,7 +121,7 @@ def test_service_that_crashes_is_put_back(host):
 
 def test_archive_that_differs_from_its_recorded_digest_is_not_unpacked(host):
     before = pid(host)
-    outcome = deploy(artifact={"sha256": "0" * 64})
+    outcome = deploy(changes={"sha256": "0" * 64})
     assert outcome.code != 0 and "not unpacked" in outcome.output and "0" * 64 in outcome.output
     assert pid(host) == before
 
@@ -105,20 +138,20 @@ def archive_with(tmp_path, program):
 
 
 def test_upgrade_that_fails_goes_back_to_the_old_version(host, tmp_path):
-    old = host.check_output("readlink /opt/watchpost/alertmanager/current")
-    outcome = deploy(artifact=archive_with(tmp_path, "#!/bin/sh\necho I am broken\nexit 1\n"))
+    old = host.check_output(f"readlink {PROGRAM}")
+    outcome = deploy(changes=archive_with(tmp_path, "#!/bin/sh\necho I am broken\nexit 1\n"))
     assert outcome.code != 0
     assert "I am broken" in outcome.output and "was put back and is ready again" in outcome.output
-    assert host.check_output("readlink /opt/watchpost/alertmanager/current") == old
+    assert host.check_output(f"readlink {PROGRAM}") == old
 
 
 def test_answer_of_an_old_program_does_not_pass_for_the_new_version(host, tmp_path):
-    old = host.check_output("readlink /opt/watchpost/alertmanager/current")
+    old = host.check_output(f"readlink {PROGRAM}")
     # The "next version" only starts the present one: it becomes ready, but nothing new runs.
     program = f'#!/bin/sh\nexec {old}/bin/alertmanager "$@"\n'
-    outcome = deploy(artifact=archive_with(tmp_path, program))
+    outcome = deploy(changes=archive_with(tmp_path, program))
     assert outcome.code != 0 and "the process that answers is" in outcome.output
-    assert host.check_output("readlink /opt/watchpost/alertmanager/current") == old
+    assert host.check_output(f"readlink {PROGRAM}") == old
 
 
 def test_interrupted_deploy_of_a_broken_generation_still_knows_the_way_back(host):
@@ -165,6 +198,6 @@ def test_renewed_certificate_restarts(host):
 
 
 def test_service_can_write_neither_its_program_nor_its_configuration(host):
-    for path in (f"{HOME}/current/alertmanager.yml", "/opt/watchpost/alertmanager/current/bin/alertmanager", HOME):
+    for path in (f"{HOME}/current/alertmanager.yml", f"{PROGRAM}/bin/alertmanager", HOME):
         real = host.check_output(f"readlink -f {path}")
         assert host.run(f"runuser -u watchpost-alertmanager -- test -w {real}").rc != 0

@@ -4,7 +4,7 @@ import base64
 import json
 
 import pytest
-from conftest import ENDPOINTS, PKI, run_playbook, unit_name
+from conftest import ENDPOINTS, PKI, play, unit_name
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 JSON = {"Content-Type": "application/json"}
@@ -62,11 +62,11 @@ def postgresql(host):
     assert psql(host, "SHOW password_encryption") == "scram-sha-256"
     psql(host, f"CREATE ROLE taskboard LOGIN PASSWORD $${PASSWORD}$$")
     psql(host, "CREATE DATABASE taskboard OWNER taskboard")
-    run = run_playbook("site.yml", **VARIABLES)
+    run = play("taskboard", **VARIABLES)
     assert run.code == 0, run.output
     assert "$HOME" not in run.output, "the password is shown"
     yield
-    run = run_playbook("site.yml")
+    run = play("taskboard")
     assert run.code == 0, run.output
 
 
@@ -158,11 +158,11 @@ def test_spans_tell_the_statement_the_database_and_the_fault(api, spans):
     assert {span["watchpost.fault"] for span in found if "watchpost.fault" in span} == {"slow_query", "error"}
 
 
-def test_faults_are_switched_without_a_restart_and_said_in_the_journal(api, host, site, journal):
+def test_faults_are_switched_without_a_restart_and_said_in_the_journal(api, host, journal):
     assert "A fault is switched on (taskboard_faults): error in 100.0% of the requests" in journal("taskboard")
     assert api("POST", "/77/complete").status == 500
     pid = host.check_output("systemctl show --property=MainPID --value %s", unit_name("taskboard"))
-    run = site(**VARIABLES | {"taskboard_faults": {}})
+    run = play("taskboard", **VARIABLES | {"taskboard_faults": {}})
     assert run.code == 0, run.output
     host.check_output("timeout 20 sh -c 'until [ $(pgrep --count --parent %s) = 2 ]; do sleep 0.2; done'", pid)
     assert {api("POST", "/77/complete").status for _ in range(8)} == {404}

@@ -8,7 +8,7 @@ import tarfile
 import zipfile
 
 import pytest
-from conftest import ENDPOINTS, PROJECT
+from conftest import ENDPOINTS, PROJECT, play
 
 JSON = {"Content-Type": "application/json"}
 UNIT = "watchpost-taskboard.service"
@@ -64,9 +64,9 @@ def test_relative_database_path_is_refused_and_the_old_generation_runs_on(assert
     )
 
 
-def test_database_that_cannot_be_written_is_taken_back(site, api, host):
+def test_database_that_cannot_be_written_is_taken_back(api, host):
     task = api("POST", title="Not lost").json
-    run = site(taskboard_database_url="sqlite:////etc/tasks.db", service_ready_timeout=10)
+    run = play("taskboard", taskboard_database_url="sqlite:////etc/tasks.db", service_ready_timeout=10)
     assert run.code != 0
     assert "unable to open database file" in run.output, run.output
     assert "was put back and is ready again" in run.output, run.output
@@ -98,9 +98,9 @@ def old_code_under_a_new_version(tmp_path):
     return {"version": "9.9.9", "os_arch": "linux-amd64", "source": "source", "path": str(archive), "sha256": digest}
 
 
-def test_deploy_after_which_old_code_answers_fails_and_is_taken_back(site, ask, host, old_code_under_a_new_version):
+def test_deploy_after_which_old_code_answers_fails_and_is_taken_back(ask, host, old_code_under_a_new_version):
     before = ask("taskboard", "https", "/version").json
-    run = site(watchpost_artifacts={"taskboard": old_code_under_a_new_version}, service_ready_timeout=10)
+    run = play("taskboard", watchpost_artifacts={"taskboard": old_code_under_a_new_version}, service_ready_timeout=10)
     assert run.code != 0
     assert "answers without" in run.output and "0.0.1" in run.output, run.output
     assert "was put back and is ready again" in run.output, run.output

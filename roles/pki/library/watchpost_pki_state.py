@@ -84,6 +84,8 @@ def main() -> None:
         if reasons:
             due.append({**item, "reasons": reasons})
     own = module.params["gateway_certificate"], module.params["gateway_key"]
+    # A run cannot renew the user's own: its end is told apart.
+    public = read_certificate(base / "gateway/public.crt") if own[0] else None
     try:
         public_due = look_at_public(base / "gateway", *own) if module.params["gateway"] else []
     except ValueError as error:
@@ -93,6 +95,7 @@ def main() -> None:
         ca_due=ca_due,
         due=due,
         public_due=public_due,
+        public_ends=end_of(public, module.params["renew_before_days"]) if public else "",
         ca="" if ca is None or renewed else module.params["ca"] or (base / "ca.crt").read_text(),
     )
 
@@ -120,8 +123,8 @@ def look_at_ca(base: Path, days: int) -> tuple[x509.Certificate | None, list[str
         return ca, ["it has no key"], True
     if public_bytes(key.public_key()) != public_bytes(ca.public_key()):
         return ca, ["its certificate belongs to another key"], True
-    if expires_within(ca, days):
-        return ca, [f"it expires within {days} days"], True
+    if ending := end_of(ca, days):
+        return ca, [ending], True
     return ca, wrong_access(key_file, "root", 0o600) + wrong_access(base / "private", "root", 0o700), False
 
 
@@ -141,8 +144,8 @@ def look_at_identity(base: Path, item: dict[str, Any], ca: x509.Certificate, par
     )
     if public_bytes(key.public_key()) != public_bytes(certificate.public_key()):
         reasons.append("its certificate belongs to another key")
-    if expires_within(certificate, params["renew_before_days"]):
-        reasons.append(f"it expires within {params['renew_before_days']} days")
+    if ending := end_of(certificate, params["renew_before_days"]):
+        reasons.append(ending)
     if not signed_by(certificate, ca):
         reasons.append("another CA signed it")
     if common_name(certificate) != item["name"]:
@@ -236,6 +239,13 @@ def expires_within(certificate: x509.Certificate, days: int) -> bool:
     """Tell whether a certificate ends within so many days."""
     now = datetime.datetime.now(datetime.timezone.utc)  # noqa: UP017
     return not_after(certificate) <= now + datetime.timedelta(days=days)
+
+
+def end_of(certificate: x509.Certificate, days: int) -> str:
+    """Say that a certificate has expired, or will within so many days; nothing for one that lasts longer."""
+    if expires_within(certificate, 0):
+        return f"it expired on {not_after(certificate):%Y-%m-%d}"
+    return f"it expires within {days} days" if expires_within(certificate, days) else ""
 
 
 def signed_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:

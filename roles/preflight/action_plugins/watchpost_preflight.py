@@ -61,17 +61,21 @@ class ActionModule(ActionBase):
         roles = {
             role.name: role for role in Path(args["roles"]).iterdir() if (role / "meta/argument_specs.yml").exists()
         }
-        problems = list(self._variables(roles, variables))
+        problems = [("variables", problem) for problem in self._variables(roles, variables)]
         # Whatever of these cannot be worked out is among the problems already.
         registry = as_mapping(self._value("watchpost_endpoints"))
         components = as_list(self._value("watchpost_components"))
-        problems += registry_problems(registry, components, as_list(self._value("pki_extra_identities")))
-        problems += group_problems(registry, components, variables["groups"], variables["inventory_hostname"])
+        inventory = [
+            *registry_problems(registry, components, as_list(self._value("pki_extra_identities"))),
+            *group_problems(registry, components, variables["groups"], variables["inventory_hostname"]),
+        ]
+        problems += [("variables", problem) for problem in inventory]
         problems += self._host(args, variables, registry, components)
         if problems:
             count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-            lines = "\n".join(f"  - {problem}" for problem in problems)
+            lines = "\n".join(f"  - {problem}" for _, problem in problems)
             result.update(failed=True, msg=f"preflight found {count}; nothing was changed:\n{lines}")
+            result["problems"] = [{"check": check, "problem": problem} for check, problem in problems]
         return result
 
     def _value(self, name: str) -> object:
@@ -127,8 +131,8 @@ class ActionModule(ActionBase):
 
     def _host(
         self, args: dict[str, Any], variables: dict[str, Any], registry: Mapping[str, Any], components: list[str]
-    ) -> Iterator[str]:
-        """Look at the host and judge what is there."""
+    ) -> Iterator[tuple[str, str]]:
+        """Look at the host and judge what is there: yield each problem behind the name of what it is about."""
         endpoints = {
             endpoint["port"]: (f"{component}.{name}", endpoint["bind"])
             for component in components
@@ -143,44 +147,57 @@ class ActionModule(ActionBase):
         )
         ended = time.time()
         if found.get("failed") or "clock" not in found:
-            yield f"the host cannot be looked at: {found.get('msg', found)}"
+            yield "host", f"the host cannot be looked at: {found.get('msg', found)}"
             return
         release = found["os_release"]
         if (release.get("ID"), release.get("VERSION_ID")) not in TESTED and not args["allow_untested_os"]:
             yield (
+                "host",
                 f"the operating system is {release.get('PRETTY_NAME', 'unknown')}; Watchpost is tested on Debian 12, "
-                "Debian 13 and Ubuntu 24.04 (to go on all the same: preflight_allow_untested_os)"
+                "Debian 13 and Ubuntu 24.04 (to go on all the same: preflight_allow_untested_os)",
             )
         if found["architecture"] not in ARCHITECTURES:
-            yield f"the CPU architecture is {found['architecture']}; it must be one of {', '.join(ARCHITECTURES)}"
+            yield (
+                "host",
+                f"the CPU architecture is {found['architecture']}; it must be one of {', '.join(ARCHITECTURES)}",
+            )
         if found["init"] != "systemd":
-            yield f"process 1 is {found['init'] or 'unknown'}; Watchpost needs systemd"
+            yield "host", f"process 1 is {found['init'] or 'unknown'}; Watchpost needs systemd"
         if tuple(int(part) for part in found["python"].split(".")[:2]) < PYTHON:
-            yield f"the host's Python is {found['python']}; it must be at least {PYTHON[0]}.{PYTHON[1]}"
+            yield "host", f"the host's Python is {found['python']}; it must be at least {PYTHON[0]}.{PYTHON[1]}"
         if found["user_id"] != 0:
-            yield "Ansible is not root on the host; set ansible_user: root or ansible_become: true"
+            yield "host", "Ansible is not root on the host; set ansible_user: root or ansible_become: true"
         if found["memory_mb"] < args["min_memory_mb"]:
-            yield f"the host has {found['memory_mb']} MiB of memory; preflight_min_memory_mb is {args['min_memory_mb']}"
+            yield (
+                "host",
+                f"the host has {found['memory_mb']} MiB of memory; preflight_min_memory_mb is {args['min_memory_mb']}",
+            )
         for directory, needed in args["min_disk_mb"].items():
             if found["free_mb"][directory] < needed:
-                yield f"{directory} has {found['free_mb'][directory]} MiB free; preflight_min_disk_mb demands {needed}"
+                yield (
+                    "disk",
+                    f"{directory} has {found['free_mb'][directory]} MiB free; preflight_min_disk_mb demands {needed}",
+                )
         budgets = {name: self._value(name) for name in BUDGETS}
-        yield from budget_problems(budgets, components, found["data_mb"])
+        for problem in budget_problems(budgets, components, found["data_mb"]):
+            yield "disk", problem
         offset = max(began - found["clock"], found["clock"] - ended)
         if offset > args["max_clock_offset"]:
             side = "behind" if found["clock"] < began else "ahead of"
             yield (
+                "clock",
                 f"the host's clock is {offset:.0f} s {side} this machine's; "
-                "set it right, as certificates and traces depend on it"
+                "set it right, as certificates and traces depend on it",
             )
         for listener in found["listeners"]:
             key, bind = endpoints[listener["port"]]
             ours = listener["unit"].startswith("watchpost-")
             if not ours and (bind == "any" or listener["loopback"] or listener["wildcard"]):
                 yield (
+                    "host",
                     f"port {listener['port']} is taken by {listener['process'] or 'an unknown process'} "
                     f"(pid {listener['pid']}, {listener['unit'] or 'no unit'}); stop that, or change the port of "
-                    f"{key} in group_vars/all/endpoints.yml"
+                    f"{key} in group_vars/all/endpoints.yml",
                 )
 
 

@@ -5,23 +5,20 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import http.client
 import json
 import os
 import pwd
-import re
 import shlex
 import shutil
-import ssl
 import subprocess
 import tarfile
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.watchpost_generation import CREDENTIALS, Refused, ask, check, content_hash, fill, write
 
 DOCUMENTATION = r"""
 module: watchpost_service
@@ -65,12 +62,7 @@ version_dir: {description: Directory of the program., type: str, returned: alway
 actions: {description: What was done, type: list, returned: always}
 """
 
-CHECK_SECONDS = 60
 JOURNAL_LINES = 30
-
-
-class Refused(Exception):
-    """The wanted generation cannot be had; the message says why. Nothing that runs was touched."""
 
 
 class NotReady(Exception):
@@ -88,24 +80,6 @@ def run(
     if check and done.returncode:
         raise Refused(f"`{shlex.join(command)}` exited {done.returncode}: {(done.stderr or done.stdout).strip()}")
     return done
-
-
-def write(path: Path, text: str, mode: int, uid: int = 0, gid: int = 0) -> None:
-    """Write a file such that no reader sees half of it, and nobody reads it before its mode is set."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(fd)
-        os.chown(temporary, uid, gid)
-        temporary.chmod(mode)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def point(link: Path, target: Path) -> None:
@@ -136,20 +110,11 @@ class Service:
         self.unit_path = Path("/etc/systemd/system") / self.unit
         # The digest is part of the name: the same version from another source is another program.
         self.version_dir = self.programs / f"{p['version']}-{p['sha256'][:8]}" if p["version"] else None
-        self.wanted = self._hash()
+        self.wanted = content_hash(str(self.version_dir), p["files"], p["unit_content"], p["credentials"])
         self.actions: list[str] = []
         self.ready: dict[str, Any] = p["ready"]
 
     # ---- what is wanted, and what is there -----------------------------------------------------------------------
-
-    def _hash(self) -> str:
-        content = {
-            "program": str(self.version_dir),
-            "files": self.p["files"],
-            "unit": self.p["unit_content"],
-            "credentials": self.p["credentials"],
-        }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def generation_dir(self, generation: str) -> Path:
         """Return the directory of a generation."""
@@ -184,7 +149,7 @@ class Service:
         """Whether a generation on disk is byte for byte what is wanted, and is what the links point to."""
         home = self.generation_dir(generation)
         wanted = {home / path: text for path, text in self.p["files"].items()}
-        wanted |= {home / "credentials" / name: value for name, value in self.p["credentials"].items()}
+        wanted |= {home / CREDENTIALS / name: value for name, value in self.p["credentials"].items()}
         wanted |= {self.unit_path: self.p["unit_content"]}
         try:
             same = all(path.read_text(encoding="utf-8") == text for path, text in wanted.items())
@@ -221,16 +186,16 @@ class Service:
             how = {"filter": "tar"} if hasattr(tarfile, "tar_filter") else {}
             tar.extractall(self.version_dir, **how)  # noqa: S202 - the archive is the one whose digest is recorded
         if self.p["install"]:
-            command = [self.fill(word) for word in self.p["install"]]
+            command = [fill(word, self.places()) for word in self.p["install"]]
             # The daemon's user must be able to read what it is to run, whatever umask Ansible has.
             run(*command, timeout=600, cwd=self.version_dir, umask=0o022)
         (self.version_dir / ".complete").write_text(self.p["sha256"])
         archive.unlink()
         self.actions.append(f"unpacked {self.version_dir}")
 
-    def fill(self, word: str, generation_dir: Path | None = None) -> str:
-        """Fill in the places that a command may name, those of the candidate where one is given."""
-        places = {
+    def places(self, generation_dir: Path | None = None) -> dict[str, str]:
+        """Return the places that a command may name, those of the candidate where one is given."""
+        return {
             "version_dir": str(self.version_dir),
             "bin": f"{self.version_dir}/bin",
             "share": f"{self.version_dir}/share",
@@ -238,7 +203,6 @@ class Service:
             "state": f"/var/lib/watchpost/{self.p['name']}",
             "pki": str(Path(self.p["certificate"]).parent),
         }
-        return re.sub(r"\{(\w+)\}", lambda found: places.get(found[1], found[0]), word)
 
     def stage(self, home: Path) -> None:
         """Write the wanted generation into a directory."""
@@ -252,43 +216,25 @@ class Service:
         for directory in (home, *(path for path in home.rglob("*") if path.is_dir())):
             os.chown(directory, 0, gid)
             directory.chmod(0o750)
-        secrets = home / "credentials"
+        secrets = home / CREDENTIALS
         secrets.mkdir(mode=0o700)
         for name, value in self.p["credentials"].items():
             write(secrets / name, value, 0o600)
         write(home / "unit", self.p["unit_content"], 0o600)
         write(home / "program", str(self.version_dir or ""), 0o600)
         write(home / "ready.json", json.dumps(self.p["ready"]), 0o600)
+        how = {"checks": self.p["checks"], "environment": self.p["environment"]}
+        write(home / "checks.json", json.dumps(how), 0o600)
 
     def check(self, home: Path) -> None:
-        """Have the candidate judged by the program that is to run it, as the user who is to run it."""
-        uid, gid = self.ids()
-        # A private copy of the secrets in memory, where a check looks for them as the service itself does.
-        with tempfile.TemporaryDirectory(prefix="watchpost-check.", dir="/run") as name:
-            secrets = Path(name)
-            for key, value in self.p["credentials"].items():
-                write(secrets / key, value, 0o400, uid, gid)
-            os.chown(secrets, uid, gid)
-            environment = {
-                "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
-                "CREDENTIALS_DIRECTORY": name,
-                "HOME": name,
-                "TMPDIR": name,
-                **{key: self.fill(value, home) for key, value in self.p["environment"].items()},
-            }
-            as_user = {"user": uid, "group": gid, "extra_groups": []} if os.geteuid() == 0 else {}
-            for check in self.p["checks"]:
-                command = [self.fill(word, home) for word in check]
-                try:
-                    done = run(*command, timeout=CHECK_SECONDS, check=False, cwd=name, env=environment, **as_user)
-                except (OSError, subprocess.TimeoutExpired) as error:
-                    raise Refused(f"the check `{shlex.join(command)}` could not be run: {error}") from None
-                if done.returncode:
-                    said = "\n".join((done.stdout + done.stderr).strip().splitlines()[-JOURNAL_LINES:])
-                    raise Refused(
-                        f"{self.p['name']} does not accept its new configuration: `{shlex.join(command)}` exited "
-                        f"{done.returncode}. What runs was left alone. It says:\n{said}"
-                    )
+        """Have the candidate judged by the program that is to run it."""
+        p = self.p
+        try:
+            check(p["checks"], p["environment"], p["credentials"], self.places(home), self.ids())
+        except Refused as refused:
+            raise Refused(
+                f"{p['name']} does not accept its new configuration, and what runs was left alone: {refused}"
+            ) from None
 
     def activate(self, generation: str) -> bool:
         """Point links and unit to a generation; return whether anything but configuration files differs from before."""
@@ -299,8 +245,8 @@ class Service:
         if program:
             needs_restart = needs_restart or str(self.program_link.resolve()) != program
             point(self.program_link, Path(program))
-        secrets = {path.name: path.read_text() for path in (home / "credentials").iterdir()}
-        before = self.current / "credentials"
+        secrets = {path.name: path.read_text() for path in (home / CREDENTIALS).iterdir()}
+        before = self.current / CREDENTIALS
         held = {path.name: path.read_text() for path in before.iterdir()} if before.is_dir() else None
         needs_restart = needs_restart or held != secrets
         point(self.current, home)
@@ -346,23 +292,7 @@ class Service:
 
     def ask(self) -> str:
         """Ask once whether the service is ready; return why not, or an empty text."""
-        ready = self.ready
-        url = urlsplit(ready["url"])
-        try:
-            context = ssl.create_default_context(cafile=self.p["ca"])
-            context.load_cert_chain(self.p["client_certificate"], self.p["client_key"])
-            connection = http.client.HTTPSConnection(url.hostname or "", url.port or 443, timeout=5, context=context)
-            with contextlib.closing(connection):
-                connection.request("GET", (url.path or "/") + (f"?{url.query}" if url.query else ""))
-                answer = connection.getresponse()
-                body = answer.read(65536).decode(errors="replace")
-        except (OSError, http.client.HTTPException) as error:
-            return f"{ready['url']}: {error}"
-        if answer.status != int(ready.get("status") or 200):
-            return f"{ready['url']} answers {answer.status}: {body.strip()[:200]}"
-        if (text := ready.get("contains")) and text not in body:
-            return f"{ready['url']} answers without {text!r}: {body.strip()[:200]}"
-        return ""
+        return ask(self.ready, self.p["ca"], self.p["client_certificate"], self.p["client_key"])
 
     def journal(self) -> str:
         """Return what the unit said since it was last started."""

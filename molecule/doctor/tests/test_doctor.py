@@ -1,0 +1,388 @@
+"""Each well-known failure, brought about on a real host, is found by `watchpost doctor`, and nothing else is.
+
+A failure is a function: it breaks the host, yields, and mends it. That a failure was mended is seen by the next one,
+beside which nothing else is found, and by the last test.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import urllib.parse
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import PROJECT, asker, run_playbook, unit_name, wait_until
+
+INVENTORY = Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent
+HOOKS = "127.0.0.1 hooks.watchpost.test"
+PKI = "/etc/watchpost/pki"
+CURRENT = "/etc/watchpost/%s/current"
+
+# On the host: restarts units, and waits until each component answers as its deploy had demanded.
+RESTART = """
+import json, ssl, subprocess, sys, time, urllib.request
+context = ssl.create_default_context(cafile="/etc/watchpost/pki/ca.crt")
+context.load_cert_chain("/etc/watchpost/pki/operator/tls.crt", "/etc/watchpost/pki/operator/tls.key")
+subprocess.run(["systemctl", "restart", *("watchpost-" + name.replace("_", "-") for name in sys.argv[1:])], check=True)
+deadline = time.time() + 60
+for name in sys.argv[1:]:
+    url = json.load(open(f"/etc/watchpost/{name}/current/ready.json"))["url"]
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=2, context=context).read()
+            break
+        except OSError as error:
+            assert time.time() < deadline, f"{name}: {error}"
+            time.sleep(0.2)  # between two questions
+"""
+
+# On the host: signs a component's certificate anew, for its own key and names, until so many days from now.
+SIGN = """
+import datetime, sys
+from pathlib import Path
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+name, days = sys.argv[1], float(sys.argv[2])
+pki = Path("/etc/watchpost/pki")
+old = x509.load_pem_x509_certificate((pki / name / "tls.crt").read_bytes())
+ca = x509.load_pem_x509_certificate((pki / "ca.crt").read_bytes())
+key = serialization.load_pem_private_key((pki / "private/ca.key").read_bytes(), None)
+now = datetime.datetime.now(datetime.timezone.utc)
+new = x509.CertificateBuilder(ca.subject, old.subject, old.public_key(), x509.random_serial_number())
+new = new.not_valid_before(now - datetime.timedelta(days=9)).not_valid_after(now + datetime.timedelta(days=days))
+for extension in old.extensions:
+    new = new.add_extension(extension.value, extension.critical)
+signed = new.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+(pki / name / "tls.crt").write_bytes(signed)
+"""
+
+# A Python that is 1000 seconds behind: the test host has this machine's own clock, which must stay right.
+LATE = "import time\ntrue_time = time.time\ntime.time = lambda: true_time() - 1000\n"
+
+
+def restart(host, *components):
+    host.check_output(f"python3 -c %s {' '.join(components)}", RESTART)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def receiver_resolves(host):
+    """The receiver that host_vars names is in /etc/hosts, as somebody's own would be."""
+    host.check_output("echo %s >> /etc/hosts", HOOKS)
+    yield
+    host.check_output("sed -i /hooks.watchpost.test/d /etc/hosts")
+
+
+@pytest.fixture
+def doctor(host, tmp_path):
+    """Run `watchpost doctor` as a person does, against an inventory with more settings; return its findings."""
+
+    def doctor(**settings):
+        inventory = tmp_path / "inventory"
+        inventory.mkdir(exist_ok=True)
+        for entry in INVENTORY.iterdir():
+            link = inventory / entry.name
+            if not link.exists():
+                link.symlink_to(entry.resolve())
+        if settings:
+            more = {"watchpost": {"hosts": {host.backend.get_hostname(): settings}}}
+            (inventory / "settings.yml").write_text(yaml.safe_dump(more))
+        command = [sys.executable, "-m", "watchpost", "doctor", "--json", f"--inventory={inventory}"]
+        done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+        assert "Traceback" not in done.stderr and done.stdout, done.stderr
+        report = json.loads(done.stdout)
+        assert done.returncode == bool(report["findings"]), done
+        return report["findings"]
+
+    return doctor
+
+
+FAILURES = []
+
+
+def failure(check, subject, *words, **settings):
+    """Register a function that breaks the host, and the one finding that there must be meanwhile, by its words."""
+
+    def register(function):
+        name = function.__name__.replace("_", " ")
+        FAILURES.append(
+            pytest.param(contextlib.contextmanager(function), check, subject, words, settings, id=f"{check}: {name}")
+        )
+        return function
+
+    return register
+
+
+# --- the host ---
+
+
+@failure("variables", "HOST", "loki_retenton_days is not a variable of the role loki", loki_retenton_days=5)
+def misspelt_setting(_):
+    yield
+
+
+@failure("disk", "HOST", "may be kept there", "tempo_retention_gib", tempo_retention_gib=1000000)
+def budget_beyond_the_disk(_):
+    yield
+
+
+@failure("clock", "HOST", "s behind this machine's", ansible_python_interpreter="/run/late/python3")
+def clock_that_is_late(host):
+    host.check_output("mkdir -p /run/late && printf %%s %s > /run/late/sitecustomize.py", LATE)
+    python = '#!/bin/sh\nPYTHONPATH=/run/late exec /usr/bin/python3 "$@"\n'
+    host.check_output("printf %%s %s > /run/late/python3 && chmod +x /run/late/python3", python)
+    yield
+    host.check_output("rm -r /run/late")
+
+
+@failure("names", "hooks.watchpost.test", "does not resolve on the host", "alertmanager_receivers")
+def receiver_whose_name_is_lost(host):
+    host.check_output("sed -i /hooks.watchpost.test/d /etc/hosts")
+    yield
+    host.check_output("echo %s >> /etc/hosts", HOOKS)
+
+
+@failure("disk", "/var/lib/watchpost/node_exporter", "is 9", "full, in bytes")
+def full_file_system(host):
+    place = "/var/lib/watchpost/node_exporter"
+    owner = "uid=watchpost-node-exporter,gid=watchpost-node-exporter,mode=750"
+    host.check_output(f"mount -t tmpfs -o size=10M,{owner} tmpfs {place} && head -c 9800000 /dev/zero >{place}/fill")
+    host.check_output(f"chown watchpost-node-exporter {place}/fill")
+    yield
+    host.check_output(f"umount {place}")
+
+
+@failure("disk", "tempo", "the disk guard has stopped tempo", "MiB are free at /var/lib/watchpost/tempo")
+def store_stopped_by_the_disk_guard(host):
+    place = "/var/lib/watchpost/tempo"
+    owner = "uid=watchpost-tempo,gid=watchpost-tempo,mode=750"
+    host.check_output(f"systemctl stop watchpost-tempo && mount -t tmpfs -o size=100M,{owner} tmpfs {place}")
+    restart(host, "tempo")
+    host.check_output(f"head -c 80000000 /dev/zero >{place}/fill")
+    wait_until(lambda: not host.service("watchpost-tempo").is_running, 20)
+    yield
+    host.check_output(f"rm {place}/fill")
+    wait_until(lambda: host.service("watchpost-tempo").is_running, 20)
+    host.check_output(f"systemctl stop watchpost-tempo && umount {place}")
+    restart(host, "tempo")
+
+
+# --- files ---
+
+
+@failure("permissions", "loki", "loki.yml cannot be read by watchpost-loki, it is root:watchpost-loki 600")
+def configuration_that_its_service_cannot_read(host):
+    host.check_output("chmod 600 /etc/watchpost/loki/current/loki.yml")
+    yield
+    host.check_output("chmod 640 /etc/watchpost/loki/current/loki.yml")
+
+
+@failure("permissions", "prometheus", "/wal cannot be written by watchpost-prometheus, it is root:")
+def data_that_belong_to_root(host):
+    host.check_output("chown root /var/lib/watchpost/prometheus/wal")
+    yield
+    host.check_output("chown watchpost-prometheus /var/lib/watchpost/prometheus/wal")
+
+
+@failure("certificates", "tempo", "tls.key is root:watchpost-tempo 0644 instead of root:watchpost-tempo 0640")
+def key_that_everybody_can_read(host):
+    host.check_output(f"chmod 644 {PKI}/tempo/tls.key")
+    yield
+    host.check_output(f"chmod 640 {PKI}/tempo/tls.key")
+
+
+@contextlib.contextmanager
+def kept(host, *files):
+    """Put these files back afterwards, as they are now."""
+    for file in files:
+        host.check_output(f"cp -a {file} {file}.kept")
+    yield
+    for file in files:
+        host.check_output(f"mv {file}.kept {file}")
+
+
+@failure("certificates", "loki", "it expires within 30 days")
+def certificate_close_to_its_end(host):
+    with kept(host, f"{PKI}/loki/tls.crt"):
+        host.check_output("python3 -c %s loki 10", SIGN)
+        restart(host, "loki")
+        yield
+    restart(host, "loki")
+
+
+@failure("certificates", "loki", "it expired on")
+def certificate_that_has_expired(host):
+    with kept(host, f"{PKI}/loki/tls.crt"):
+        host.check_output("python3 -c %s loki -1", SIGN)
+        host.check_output("systemctl restart watchpost-loki")
+        yield
+    restart(host, "loki")
+
+
+@failure("certificates", "loki", "its certificate belongs to another key")
+def key_of_another_certificate(host):
+    with kept(host, f"{PKI}/loki/tls.key"):
+        host.check_output(f"cat {PKI}/tempo/tls.key > {PKI}/loki/tls.key")
+        yield
+
+
+@failure("certificates", "loki", "an old certificate is still shown: port 3100 (loki.http)")
+def renewed_certificate_without_a_restart(host):
+    with kept(host, f"{PKI}/loki/tls.crt"):
+        host.check_output("python3 -c %s loki 80", SIGN)
+        yield
+
+
+@failure("configuration", "otel_collector", "does not accept its configuration", "invalid keys: labels")
+def configuration_for_another_version(host):
+    file = CURRENT % "otel_collector" + "/extra.yml"
+    with kept(host, file):
+        host.check_output(f"printf 'exporters: {{otlp_http/loki: {{labels: {{resource: {{}}}}}}}}\\n' > {file}")
+        yield
+
+
+@failure("configuration", "prometheus", "changed by hand", "prometheus.yml was changed last")
+def configuration_changed_by_hand(host):
+    file = CURRENT % "prometheus" + "/prometheus.yml"
+    with kept(host, file):
+        host.check_output(f"echo '# mine' >> {file}")
+        yield
+
+
+# --- what runs ---
+
+
+@contextlib.contextmanager
+def drop_in(host, component, *lines):
+    """Add lines to the [Service] part of a unit, and restart it; neither holds afterwards."""
+    directory = f"/etc/systemd/system/{unit_name(component)}.d"
+    text = "[Service]\n" + "\n".join(lines) + "\n"
+    host.check_output(f"mkdir {directory} && printf %%s %s > {directory}/own.conf", text)
+    host.check_output(f"systemctl daemon-reload; systemctl restart {unit_name(component)} || true")  # it may not start
+    yield
+    host.check_output(f"rm -r {directory} && systemctl daemon-reload")
+    restart(host, component)
+
+
+@failure("database", "taskboard", "the relative database path sqlite:///tasks.db")
+def relative_path_of_the_database(host):
+    with drop_in(host, "taskboard", "Environment=TASKBOARD_DATABASE_URL=sqlite:///tasks.db"):
+        yield
+
+
+@failure("versions", "taskboard", "still runs /opt/watchpost/taskboard/old; deployed is /opt/watchpost/taskboard/0")
+def old_version_after_a_deploy(host):
+    home = "/opt/watchpost/taskboard"
+    new = host.check_output(f"readlink {home}/current")
+    scripts = f"$(find {home}/old/bin -type f) {home}/old/pyvenv.cfg"  # not the link to Debian's Python
+    host.check_output(f"cp -a {new} {home}/old && sed -i 's#{new}#{home}/old#' {scripts}")
+    host.check_output(f"ln -sfn {home}/old {home}/current")
+    restart(host, "taskboard")
+    host.check_output(f"ln -sfn {new} {home}/current")
+    yield
+    restart(host, "taskboard")
+    host.check_output(f"rm -r {home}/old")
+
+
+@failure("versions", "gateway", "/usr/sbin/nginx (deleted)", "was replaced since it was started")
+def program_that_was_replaced_while_it_ran(host):
+    host.check_output("cp -a /usr/sbin/nginx /usr/sbin/nginx.new && mv /usr/sbin/nginx.new /usr/sbin/nginx")
+    yield
+    restart(host, "gateway")
+
+
+@failure("versions", "alertmanager", "was switched, and it was neither restarted nor reloaded since")
+def configuration_that_was_switched_without_a_restart(host):
+    host.check_output("touch -h /etc/watchpost/alertmanager/current")
+    yield
+    restart(host, "alertmanager")
+
+
+@failure("services", "tempo", "watchpost-tempo.service is inactive")
+def service_that_was_stopped(host):
+    host.check_output("systemctl stop watchpost-tempo")
+    yield
+    restart(host, "tempo")
+
+
+@failure("services", "alertmanager", "ends again and again")
+def service_that_ends_again_and_again(host):
+    with drop_in(host, "alertmanager", "ExecStartPre=/bin/false"):
+        yield
+
+
+@failure("services", "watchpost-disk-guard.service", "is inactive")
+def guard_that_was_stopped(host):
+    host.check_output("systemctl stop watchpost-disk-guard")
+    yield
+    host.check_output("systemctl start watchpost-disk-guard")
+
+
+# --- telemetry ---
+
+
+@failure("queues", "tempo", "the queue of otlp_http/tempo is stuck", "nothing is delivered. The Collector says: ")
+def queue_that_is_stuck(host):
+    ask = asker(host)
+    user = host.user("watchpost-otel-collector").uid
+    rule = f"add rule inet broken output tcp dport 14319 meta skuid {user} reject with tcp reset"
+    hook = "add chain inet broken output { type filter hook output priority -10; }"
+    host.check_output("nft %s", f"add table inet broken; {hook}; {rule}")
+    waiting = "min_over_time(otelcol_exporter_queue_size{exporter='otlp_http/tempo'}[1m]) > 0"
+    waiting += " and count_over_time(otelcol_exporter_queue_size[1m]) > 2"
+
+    def seen():
+        ask("gateway", "https", "/api/tasks", identity=None)
+        answer = ask("prometheus", "http", "/api/v1/query?" + urllib.parse.urlencode({"query": waiting}))
+        return answer.json["data"]["result"]
+
+    wait_until(seen, 120)
+    yield
+    host.check_output("nft delete table inet broken")
+
+
+@failure("signals", "logs", "log lines lack the label level")
+def label_that_a_setting_takes_away(_):
+    collector = PROJECT / "drills/collector.yml"
+    without = {"processors": {"transform/log_names": {"log_statements": []}}}
+    run = run_playbook(collector, otel_collector_extra_config=without)
+    assert run.code == 0, run.output
+    yield
+    assert run_playbook(collector).code == 0
+
+
+@failure("signals", "logs", "logs is missing: no log line of taskboard")
+def logs_that_are_sent_nowhere(host):
+    with drop_in(host, "taskboard", "Environment=OTEL_LOGS_EXPORTER=none"):
+        restart(host, "taskboard")
+        yield
+
+
+@pytest.mark.parametrize(("breaking", "check", "subject", "words", "settings"), FAILURES)
+def test_failure_is_found_and_nothing_else(host, doctor, breaking, check, subject, words, settings):
+    subject = host.backend.get_hostname() if subject == "HOST" else subject
+    with breaking(host):
+        findings = doctor(**settings)
+    assert [(found["check"], found["subject"]) for found in findings] == [(check, subject)], findings
+    for word in words:
+        assert word in findings[0]["problem"]
+    assert findings[0]["remedy"] and findings[0]["see"] == f"docs/doctor.md#{check}"
+
+
+def test_nothing_is_found_on_a_sound_host_and_nothing_is_changed(host, doctor):
+    def queues_are_empty():
+        return not doctor()
+
+    host.check_output("touch /run/before && sleep 0.1")  # a file's age has the kernel's tick as its unit
+    wait_until(queues_are_empty, 120)
+    where = "/etc /opt /usr /var/lib -xdev -newer /run/before"
+    assert host.check_output(f"find {where} -not -path '/var/lib/watchpost*' -not -path '*/systemd/*'") == ""
+
+
+def test_host_that_cannot_be_reached_is_no_sound_one(tmp_path):
+    (tmp_path / "hosts.yml").write_text("watchpost: {hosts: {nowhere: {ansible_host: 127.0.0.1, ansible_port: 1}}}\n")
+    command = [sys.executable, "-m", "watchpost", "doctor", f"--inventory={tmp_path}"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 2 and "nowhere cannot be reached" in done.stderr and not done.stdout
