@@ -330,6 +330,8 @@ def collector(receivers: dict[str, object], exporters: dict[str, object]) -> dic
 def prepare() -> dict[str, Variant]:
     """Boot the test host, put the appliance's Collector on it, and start the other two."""
     inventory = testhost.up(HOST, groups=GROUPS)
+    # On a host that was kept they still have the engines' ports; on a new one there are none.
+    shell("systemctl stop bench-sink bench-plain 2>/dev/null || true")
     # The load comes from one client, which must not be held back.
     extra = json.dumps({"host_firewall_extra_ports": [PLAIN_PORT], "host_client_mib_per_second": 1000})
     done = subprocess.run(

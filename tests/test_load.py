@@ -286,6 +286,22 @@ def test_store_that_does_not_answer_is_named(monkeypatch):
     assert "tempo does not answer" in count.error
 
 
+def test_trace_that_is_not_answered_hides_no_other(monkeypatch):
+    appliance = Appliance()
+    sender, telemetry = send_one_of_each(appliance)
+    grafana = Grafana(appliance.client())
+    trace, busy = grafana.trace, telemetry.trace_id(0).hex()
+
+    def answer(trace_id):
+        if trace_id == busy:
+            raise httpx.ReadTimeout("busy")
+        return trace(trace_id)
+
+    monkeypatch.setattr(grafana, "trace", answer)
+    (count, *_) = Reader(grafana, telemetry, since=0.0).wait(sender.ledgers, timeout=0)
+    assert (count.found, count.lost, count.error) == (10, 10, "ReadTimeout: busy")
+
+
 # --- the command ---
 
 

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import httpx
@@ -18,6 +17,8 @@ from watchpost.verify_grafana import LOKI, PROMETHEUS, AskError, Span
 PAGE = 5000  # log lines that Loki gives at once
 POLL = 1.0  # seconds between two looks at what is not visible yet
 AT_ONCE = 4  # questions at a time
+GIVE_UP = 10  # traces that are asked for in vain, after which a look ends
+UNANSWERED = (AskError, httpx.HTTPError, ValueError, KeyError)
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,11 @@ class Reader:
         for signal, ledger in ledgers.items():
             missing = self.missing(signal, ledger)
             if missing:
+                self.errors.pop(signal, None)
                 try:
                     self.seen[signal].update(self._read(signal, missing))
-                    self.errors.pop(signal, None)
-                except (AskError, httpx.HTTPError, ValueError, KeyError) as error:
-                    self.errors[signal] = f"{type(error).__name__}: {error}"
+                except UNANSWERED as error:
+                    self._note(signal, error)
 
     def wait(self, ledgers: Mapping[Signal, Ledger], timeout: float) -> list[Count]:
         """Look until all is found; return the counts. The last look begins when `timeout` seconds are over."""
@@ -112,10 +113,24 @@ class Reader:
                 found = self._points()
         return found - self.seen[signal]
 
+    def _note(self, signal: Signal, error: Exception) -> None:
+        self.errors[signal] = f"{type(error).__name__}: {error}"
+
     def _spans(self, trace_ids: Iterable[str]) -> Counter[str]:
+        """Ask for each trace; one that is not answered is left for the next look. After a few this look ends."""
+        found: Counter[str] = Counter()
+        unanswered = 0
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            traces = pool.map(partial(_spans_of_trace, self.stores), sorted(trace_ids))
-            return Counter(key for trace in traces for key in trace)
+            for job in [pool.submit(_spans_of_trace, self.stores, trace_id) for trace_id in sorted(trace_ids)]:
+                try:
+                    found.update(job.result())
+                except UNANSWERED as error:
+                    self._note(Signal.TRACES, error)
+                    unanswered += 1
+                    if unanswered == GIVE_UP:
+                        pool.shutdown(cancel_futures=True)
+                        break
+        return found
 
     def _lines(self) -> Counter[str]:
         lines: Counter[str] = Counter()
