@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-CHECK_SECONDS = 60
+CHECK_SECONDS = 180
 SAID_LINES = 30
 #: What a generation's directory holds beside its configuration files.
 OWN_FILES = ("unit", "program", "ready.json", "checks.json")
