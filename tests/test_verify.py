@@ -508,3 +508,9 @@ def test_an_inventory_without_a_gateway_is_named(tmp_path):
     (tmp_path / "hosts.yml").write_text("all: {hosts: {one: }}\n")
     with pytest.raises(verify_target.TargetError, match="no host in the group gateway"):
         verify_target.find(str(tmp_path / "hosts.yml"))
+
+
+def test_an_endpoint_that_is_not_in_the_registry_is_named(tmp_path):
+    (tmp_path / "hosts.yml").write_text("gateway: {hosts: {one: {watchpost_endpoints: {gateway: {}}}}}\n")
+    with pytest.raises(verify_target.TargetError, match="watchpost_endpoints has no 'https'"):
+        verify_target.find(str(tmp_path / "hosts.yml"))

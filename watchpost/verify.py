@@ -38,7 +38,6 @@ USER_AGENT = f"watchpost-verify/{__version__}"
 #: By these every log line can be found, whatever convention and language its sender follows.
 LABELS = ("service_name", "service_instance_id", "deployment_environment", "level")
 IDS = 100  # trace ids that one question names
-T = TypeVar("T")
 AT_ONCE = 8  # traces that are looked for at the same time
 VERDICT = "verify.json"
 POLL = 0.5  # seconds between two looks at what is not visible yet
@@ -53,6 +52,7 @@ _UNITS = {
     "node_exporter": "watchpost-node-exporter",
 }
 _DOCUMENT = "docs/verify.md"
+T = TypeVar("T")
 
 
 class Missing(Exception):
