@@ -174,3 +174,8 @@ def test_baseline_that_cannot_be_read_is_refused(tmp_path, text, complaint):
         keep.write_text(text)
     answer, _ = run_gate(tmp_path, requests(), "--baseline", str(keep))
     assert answer.exit_code == 2 and "baseline.json" in answer.output and complaint in answer.output
+
+
+def test_baseline_that_cannot_be_kept_is_named(tmp_path):
+    answer, _ = run_gate(tmp_path, requests(), "--save-baseline", str(tmp_path / "nowhere/baseline.json"))
+    assert answer.exit_code == 2 and "nowhere/baseline.json: No such file" in answer.output

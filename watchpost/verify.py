@@ -91,7 +91,6 @@ class Run:
     now: Callable[[], float] = time.time
     started: float = 0.0
     sent: Sequence[Sent] = ()
-    recorded: bool = False  # the requests were made before, by `watchpost traffic`, and are in its ledger
     counted_before: dict[Series, float] | None = None
     served: dict[str, Span] = field(default_factory=dict)  # trace id → the server's span
     spans: dict[str, set[str]] = field(default_factory=dict)  # trace id → ids of all its spans

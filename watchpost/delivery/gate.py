@@ -240,17 +240,18 @@ def gate(
         checks = judge(sent, limits)
         if baseline and sent:
             checks += compare(sent, read_baseline(baseline), slower_by)
+        good = all(check.passed for check in checks)
+        verdict = {"run": made.id, "ok": good, "failures": [check.failure for check in checks if not check.passed]}
+        verdict |= {"checks": [asdict(check) for check in checks]}
+        (run / VERDICT).write_text(json.dumps(verdict, indent=2) + "\n")
+        cases = [junit.Case(c.name, failure=c.failure, output=f"{c.measured}; {c.limit}; {c.why}") for c in checks]
+        junit.write(run / "gate.xml", "watchpost gate", cases)
+        if good and save_baseline:
+            save_baseline.write_text(json.dumps(asdict(baseline_of(made.id, sent))) + "\n")
     except (LedgerError, TargetError, spec.SpecError, OSError, yaml.YAMLError) as error:
-        Console(stderr=True).print(f"watchpost gate: {error}", markup=False, soft_wrap=True, highlight=False)
+        words = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
+        Console(stderr=True).print(f"watchpost gate: {words}", markup=False, soft_wrap=True, highlight=False)
         raise typer.Exit(2) from error
-    good = all(check.passed for check in checks)
-    verdict = {"run": made.id, "ok": good, "failures": [check.failure for check in checks if not check.passed]}
-    verdict |= {"checks": [asdict(check) for check in checks]}
-    (run / VERDICT).write_text(json.dumps(verdict, indent=2) + "\n")
-    cases = [junit.Case(c.name, failure=c.failure, output=f"{c.measured}; {c.limit}; {c.why}") for c in checks]
-    junit.write(run / "gate.xml", "watchpost gate", cases)
-    if good and save_baseline:
-        save_baseline.write_text(json.dumps(asdict(baseline_of(made.id, sent))) + "\n")
     if as_json:
         sys.stdout.write(json.dumps(verdict, indent=2) + "\n")
     else:

@@ -201,6 +201,6 @@ def report(inventory: Inventory = "", run: RunDirectory = RUN) -> None:
         (run / HTML).write_text(render(story, "report.html.j2"))
         (run / MARKDOWN).write_text(render(story, "report.md.j2"))
     except OSError as error:
-        console.print(f"watchpost report: {error}", markup=False)
+        console.print(f"watchpost report: {error.filename}: {error.strerror}", markup=False, soft_wrap=True)
         raise typer.Exit(2) from error
     console.print(f"Report: {(run / HTML).absolute()}", markup=False, soft_wrap=True)

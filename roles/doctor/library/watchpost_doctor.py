@@ -24,10 +24,12 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.watchpost_generation import (
     CREDENTIALS,
     OWN_FILES,
+    STATE,
     Refused,
     ask,
     check,
     content_hash,
+    places_of,
     read_credentials,
     read_files,
 )
@@ -47,7 +49,6 @@ options:
   pki_dir: {description: Root of certificates., type: path, required: true}
 """
 
-STATE = "/var/lib/watchpost"
 SECONDS = 5  # that an answer may take
 JOURNAL_LINES = 4
 DEPTH = 3  # directories below a service's state that are looked at: below lie thousands of blocks and chunks
@@ -194,16 +195,9 @@ class Host:
             return ""  # deployed before checks were kept: nothing can be said
         user = pwd.getpwnam(unit_of(name).removesuffix(".service"))
         program = (Path(self.p["install_dir"]) / name / "current").resolve()
-        places = {
-            "version_dir": str(program),
-            "bin": f"{program}/bin",
-            "share": f"{program}/share",
-            "config": str(current.resolve()),
-            "state": f"{STATE}/{name}",
-            "pki": f"{self.p['pki_dir']}/{name}",
-        }
+        where = places_of(name, program, current.resolve(), Path(self.p["pki_dir"]) / name)
         try:
-            check(how["checks"], how["environment"], read_credentials(current), places, (user.pw_uid, user.pw_gid))
+            check(how["checks"], how["environment"], read_credentials(current), where, (user.pw_uid, user.pw_gid))
         except Refused as refused:
             return str(refused)
         return ""

@@ -18,7 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.watchpost_generation import CREDENTIALS, Refused, ask, check, content_hash, fill, write
+from ansible.module_utils.watchpost_generation import (
+    CREDENTIALS,
+    Refused,
+    ask,
+    check,
+    content_hash,
+    fill,
+    places_of,
+    write,
+)
 
 DOCUMENTATION = r"""
 module: watchpost_service
@@ -193,16 +202,9 @@ class Service:
         archive.unlink()
         self.actions.append(f"unpacked {self.version_dir}")
 
-    def places(self, generation_dir: Path | None = None) -> dict[str, str]:
+    def places(self, home: Path | None = None) -> dict[str, str]:
         """Return the places that a command may name, those of the candidate where one is given."""
-        return {
-            "version_dir": str(self.version_dir),
-            "bin": f"{self.version_dir}/bin",
-            "share": f"{self.version_dir}/share",
-            "config": str(generation_dir),
-            "state": f"/var/lib/watchpost/{self.p['name']}",
-            "pki": str(Path(self.p["certificate"]).parent),
-        }
+        return places_of(self.p["name"], self.version_dir, home, Path(self.p["certificate"]).parent)
 
     def stage(self, home: Path) -> None:
         """Write the wanted generation into a directory."""

@@ -21,6 +21,7 @@ SAID_LINES = 30
 #: What a generation's directory holds beside its configuration files.
 OWN_FILES = ("unit", "program", "ready.json", "checks.json")
 CREDENTIALS = "credentials"
+STATE = "/var/lib/watchpost"
 
 
 class Refused(Exception):
@@ -67,6 +68,18 @@ def write(path: Path, text: str, mode: int, uid: int = 0, gid: int = 0) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def places_of(name: str, version_dir: Path | None, home: Path | None, pki: Path) -> dict[str, str]:
+    """Return the places that a service's commands may name: of a version of its program, and of a generation."""
+    return {
+        "version_dir": str(version_dir),
+        "bin": f"{version_dir}/bin",
+        "share": f"{version_dir}/share",
+        "config": str(home),
+        "state": f"{STATE}/{name}",
+        "pki": str(pki),
+    }
 
 
 def fill(word: str, places: dict[str, str]) -> str:
