@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 import yaml
@@ -65,6 +66,21 @@ def wait_until_everything_is_found(seconds):
     deadline = time.monotonic() + seconds
     while (answer := verify(timeout=15))[0] != 0:
         assert time.monotonic() < deadline, answer[2]
+
+
+def test_installation_raises_no_alert(ask):
+    """Nothing has fired since the appliance was put here, but the alert that always does; and nothing is about to."""
+
+    def raised(alerts):
+        query = f"count by (alertname) ({alerts})"
+        answer = ask("prometheus", "http", f"/api/v1/query?{urlencode({'query': query})}").json
+        return [each["metric"]["alertname"] for each in answer["data"]["result"]]
+
+    deadline = time.monotonic() + 120  # what the start has made pending ends with the next looks of the rules
+    while about := raised('ALERTS{alertstate="pending"}'):
+        assert time.monotonic() < deadline, about
+        time.sleep(2)  # between two questions
+    assert raised('max_over_time(ALERTS{alertstate="firing"}[1h])') == ["Watchdog"]
 
 
 def test_every_signal_of_a_request_is_found():
