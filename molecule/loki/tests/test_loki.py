@@ -51,7 +51,22 @@ def test_line_that_comes_hours_late_is_found_in_a_stream_that_went_on(probe, ask
     sent = ask("loki", "http", "/otlp/v1/logs", method="POST", headers=JSON, body=late.log("it broke before"))
     assert sent.status == 204, sent
     found = lines(f'{{service_name="{probe.service}"}}', since="6h")
-    assert [text for _, text in found] == ["it broke", "it broke before"]
+    assert {text for _, text in found} == {"it broke", "it broke before"}
+
+
+def test_what_stands_beside_a_line_is_kept_whole_though_it_is_much(probe, ask, lines):
+    long, many = "x" * 80_000, {f"a{number}": "v" for number in range(200)}
+    sent = ask("loki", "http", "/otlp/v1/logs", method="POST", headers=JSON, body=probe.log("long", trace=long, **many))
+    assert sent.status == 204, sent
+    [(beside, _)] = lines(f'{{service_name="{probe.service}"}} |= "long"')
+    assert beside["trace"] == long and set(many) <= set(beside)
+
+
+def test_many_lines_are_taken_at_once_though_much_is_said_of_their_resource(ask, lines):
+    probe = Probe()
+    sent = ask("loki", "http", "/otlp/v1/logs", method="POST", headers=JSON, body=probe.logs(128))
+    assert sent.status == 204, sent
+    assert len(lines(f'{{service_name="{probe.service}"}} |= "line 127"')) == 1
 
 
 def test_retention_is_on(ask):

@@ -188,6 +188,28 @@ def test_log_line_is_found_by_its_environment_and_its_level(send, ask, conventio
     wait_for(lambda: ask("loki", "http", f"/loki/api/v1/query_range?{query}").json["data"]["result"])
 
 
+def test_long_stack_trace_is_kept_to_its_end_in_traces_and_logs(send, ask):
+    probe, stacktrace = Probe(), "at nowhere\n" * 1000 + "ValueError: here it is"
+    failed = json.loads(probe.span("GET /tasks", stacktrace))
+    failed["resourceSpans"][0]["scopeSpans"][0]["spans"][0]["status"] = {"code": 2}  # else the sampler might drop it
+    assert send(json.dumps(failed)).status == 200
+    assert send(probe.log("it broke", exception__stacktrace=stacktrace), "logs").status == 200
+    whole = json.dumps(stacktrace)
+    wait_for(lambda: whole in ask("tempo", "http", f"/api/traces/{probe.trace_id}").body)
+    query = urlencode({"query": f'{{service_name="{probe.service}"}}', "since": "1h"})
+    wait_for(lambda: whole in ask("loki", "http", f"/loki/api/v1/query_range?{query}").body)
+
+
+def test_what_a_page_says_of_itself_is_not_stored_with_each_of_its_lines(send, ask):
+    probe = Probe()
+    page = {"Watchpost-Service": probe.service, "Watchpost-Instance": "browser"}
+    assert send(probe.logs(1), "logs", **page).status == 200
+    query = urlencode({"query": f'{{service_name="{probe.service}"}}', "since": "1h"})
+    [stream] = wait_for(lambda: ask("loki", "http", f"/loki/api/v1/query_range?{query}").json["data"]["result"])
+    assert stream["stream"]["service_version"] == "1.2.3"
+    assert not [name for name in stream["stream"] if name.startswith("process")]
+
+
 #: Runs on the host: packs far more than a request may have, and sends it several times at once.
 BOMB = """
 import gzip, http.client, io, ssl, sys, threading
