@@ -210,6 +210,19 @@ def test_what_a_page_says_of_itself_is_not_stored_with_each_of_its_lines(send, a
     assert not [name for name in stream["stream"] if name.startswith("process")]
 
 
+@pytest.mark.parametrize("clock", ["timeUnixNano", "observedTimeUnixNano"])
+def test_line_of_a_clock_that_is_ahead_is_kept(send, ask, clock):
+    """Some senders say only when they have seen a line."""
+    probe = Probe()
+    record = {clock: str(probe.nanoseconds + 3600 * 10**9), "body": {"stringValue": "from tomorrow"}}
+    body = json.dumps({"resourceLogs": [{"resource": probe.resource, "scopeLogs": [{"logRecords": [record]}]}]})
+    assert send(body, "logs").status == 200
+    query = urlencode(
+        {"query": f'{{service_name="{probe.service}"}}', "start": BEGAN, "end": int(time.time()) + 1800}
+    )  # Unix seconds
+    wait_for(lambda: ask("loki", "http", f"/loki/api/v1/query_range?{query}").json["data"]["result"])
+
+
 #: Runs on the host: packs far more than a request may have, and sends it several times at once.
 BOMB = """
 import gzip, http.client, io, ssl, sys, threading
