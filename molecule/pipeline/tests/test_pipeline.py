@@ -154,6 +154,10 @@ def test_exemplar_of_the_counts_leads_to_a_trace(sent, ask):
     assert ask("tempo", "http", f"/api/traces/{trace_id}").status == 200
 
 
+def test_it_is_told_how_many_exemplars_lead_to_no_trace(sent, sample):
+    wait_for(lambda: (sample("watchpost:exemplars_without_trace:rate5m") or 0) > 0)
+
+
 def test_graceful_stop_decides_what_is_undecided(host, send, kept):
     failed = Traces(failed=True)
     assert send(failed.body).status == 200
