@@ -227,6 +227,29 @@ def test_line_of_a_clock_that_is_ahead_is_kept(send, ask, clock):
     wait_for(lambda: ask("loki", "http", f"/loki/api/v1/query_range?{query}").json["data"]["result"])
 
 
+@pytest.mark.parametrize("name", ["unwanted", "so said"])
+def test_service_that_is_not_wanted_is_thrown_away(send, ask, sample, name):
+    unwanted, other = Probe(service=name), Probe()
+    for probe in (unwanted, other):  # one after the other, so that the first would be there before the second
+        span = json.loads(probe.span("GET /tasks"))
+        span["resourceSpans"][0]["scopeSpans"][0]["spans"][0]["status"] = {"code": 2}  # else the sampler might drop it
+        for signal, body in {
+            "traces": json.dumps(span), "metrics": probe.counter("tries", 1), "logs": probe.log("hello")
+        }.items():  # fmt: skip
+            assert send(body, signal).status == 200
+
+    def found(probe):
+        query = urlencode({"query": f'{{service_name="{probe.service}"}}', "since": "1h"})
+        return (
+            ask("tempo", "http", f"/api/traces/{probe.trace_id}").status == 200,
+            sample(f'sum({{__name__=~"tries(_total)?",job="molecule/{probe.service}"}})') is not None,
+            bool(ask("loki", "http", f"/loki/api/v1/query_range?{query}").json["data"]["result"]),
+        )
+
+    wait_for(lambda: all(found(other)))
+    assert not any(found(unwanted))
+
+
 #: Runs on the host: packs far more than a request may have, and sends it several times at once.
 BOMB = """
 import gzip, http.client, io, ssl, sys, threading
