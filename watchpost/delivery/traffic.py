@@ -120,7 +120,7 @@ class Person:
                 self._send("GET", path, 200, None, operation, holds={"id": task, "title": self.tasks[task]})
             case Operation.EDIT:
                 notes = {"notes": f"seen {self.random.randrange(1000)} times"}
-                self._send("PATCH", path, 200, notes, operation, holds={"id": task} | notes)
+                self._send("PATCH", path, 200, notes, operation, holds={"id": task, **notes})
             case Operation.COMPLETE:
                 self._send("POST", f"{path}/complete", 200, None, operation)
             case Operation.DELETE:
