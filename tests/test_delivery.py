@@ -126,7 +126,8 @@ def test_stage_that_is_tried_again_does_not_tell_its_old_verdict(tmp_path, stage
     for name in ("verify", "gate"):
         old = {"ok": False, "missing": ["logs"], "links": [], "failures": ["P95 is too much"]}
         (tmp_path / f"{name}.json").write_text(json.dumps(old))
-        stages(**{name: python("import sys; print('no such file: good.json'); sys.exit(2)")})
+        fails = python("import sys; print('no such file: good.json'); sys.exit(2)")
+        stages(provision=python("pass"), **{name: fails})  # the first stage forgets everything, and is not run
         answer = run_pipeline(tmp_path, name, "--inventory", "/an/inventory")
         assert answer.exit_code == 1
         assert outcomes(tmp_path)[-1].cause == "no such file: good.json"
