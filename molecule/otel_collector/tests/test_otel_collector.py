@@ -80,7 +80,8 @@ def test_line_nearly_as_long_as_a_request_may_be_is_brought_to_its_store(host, e
 
     def tries():
         said = host.check_output("journalctl --boot --output=cat _PID=%s", main_pid(host))
-        return [line for line in said.splitlines() if "otlp_http/loki" in line]
+        about = [line for line in said.splitlines() if '"otelcol.component.id":"otlp_http/loki"' in line]
+        return [line for line in about if "Will retry" in line or "dropping" in line]
 
     [first, *_] = wait_until(tries, 30)
     assert "Exporting failed. Will retry" in first
