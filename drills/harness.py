@@ -280,10 +280,12 @@ class Appliance:
         shift: float = 0,
         signals: tuple[Signal, ...] = tuple(Signal),
         retry_for: float = 120,
+        service: str = "",
     ) -> Iterator[Running]:
         """Send in the background until the block ends, `seconds` at most."""
         with ingest_client(self.target) as client:
-            load = Load(Sender(client, retry_for), Telemetry(shift=shift), signals, rate, seconds)
+            telemetry = Telemetry(shift=shift, service=service)
+            load = Load(Sender(client, retry_for), telemetry, signals, rate, seconds)
             running = Running(load, time.time())
             failed: list[BaseException] = []
             thread = threading.Thread(target=lambda: _note(load.run, failed))

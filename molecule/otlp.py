@@ -27,9 +27,31 @@ class Probe:
         names = {"service__name": self.service, "service__namespace": "molecule", "service__instance__id": "worker-7"}
         return {"attributes": attributes(**names, deployment__environment__name="test", service__version="1.2.3")}
 
-    def log(self, line):
-        """Return a request that holds one error, logged within the trace."""
+    @property
+    def wordy_resource(self):
+        """60 KB, as a program with a long command line says of itself with each request."""
+        said = {f"process__command_args__{number}": "a" * 2000 for number in range(30)}
+        return {"attributes": [*self.resource["attributes"], *attributes(**said)]}
+
+    def logs(self, count):
+        """Return a request that holds that many lines of such a resource."""
+        records = [
+            {"timeUnixNano": str(self.nanoseconds + number), "body": {"stringValue": f"line {number}"}}
+            for number in range(count)
+        ]
+        return json.dumps({"resourceLogs": [{"resource": self.wordy_resource, "scopeLogs": [{"logRecords": records}]}]})
+
+    def traces(self, count):
+        """Return a request that holds that many traces of such a resource, the probe's last."""
+        ids = [secrets.token_hex(16) for _ in range(count - 1)] + [self.trace_id]
+        times = {"startTimeUnixNano": str(self.nanoseconds - 1000), "endTimeUnixNano": str(self.nanoseconds)}
+        spans = [{"traceId": trace_id, "spanId": self.span_id, "name": "GET", "kind": 2, **times} for trace_id in ids]
+        return json.dumps({"resourceSpans": [{"resource": self.wordy_resource, "scopeSpans": [{"spans": spans}]}]})
+
+    def log(self, line, **beside):
+        """Return a request that holds one error, logged within the trace, and attributes beside it."""
         record = {
+            "attributes": attributes(**beside),
             "timeUnixNano": str(self.nanoseconds),
             "severityText": "ERROR",
             "severityNumber": 17,
@@ -39,9 +61,15 @@ class Probe:
         }
         return json.dumps({"resourceLogs": [{"resource": self.resource, "scopeLogs": [{"logRecords": [record]}]}]})
 
-    def span(self, name):
-        """Return a request that holds the trace's only span, 20 ms long."""
+    def span(self, name, stacktrace=""):
+        """Return a request that holds the trace's only span, 20 ms long, and an exception if there is a stack trace."""
+        exception = {
+            "name": "exception",
+            "timeUnixNano": str(self.nanoseconds),
+            "attributes": attributes(exception__stacktrace=stacktrace),
+        }
         span = {
+            "events": [exception] if stacktrace else [],
             "traceId": self.trace_id,
             "spanId": self.span_id,
             "name": name,

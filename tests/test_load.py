@@ -55,10 +55,14 @@ class Appliance:
             return httpx.Response(200, json=content) if spans else httpx.Response(404)
         if path.endswith("/loki/api/v1/query_range"):
             start, limit = int(request.url.params["start"]), int(request.url.params["limit"])
-            values = [[str(at), line] for at, line in sorted(self.lines.items()) if at >= start][:limit]
+            (within,) = re.findall(r'\|= "(.+)"', request.url.params["query"])
+            values = [[str(at), line] for at, line in sorted(self.lines.items()) if at >= start and within in line]
+            values = values[:limit]
             return httpx.Response(200, json={"data": {"result": [{"stream": {}, "values": values}]}})
         if path.endswith("/prometheus/api/v1/query"):
-            series = [{"metric": {"series": name}, "values": [[0, value]]} for name, value in self.points]
+            (run,) = re.findall(r'instance="(.+?)"', request.url.params["query"])
+            points = [(name, value) for instance, name, value in self.points if instance == run]
+            series = [{"metric": {"series": name}, "values": [[0, value]]} for name, value in points]
             return httpx.Response(200, json={"data": {"result": series}})
         return httpx.Response(200, json={})
 
@@ -80,9 +84,11 @@ class Appliance:
 
     def take_metrics(self, body):
         (resource,) = ExportMetricsServiceRequest.FromString(body).resource_metrics
+        names = {name.key: name.value.string_value for name in resource.resource.attributes}
         for point in resource.scope_metrics[0].metrics[0].sum.data_points:
             if self.keeps(point.attributes[0].value.string_value):
-                self.points.append((point.attributes[0].value.string_value, str(point.as_int)))
+                series = point.attributes[0].value.string_value
+                self.points.append((names["service.instance.id"], series, str(point.as_int)))
 
 
 class Clock:
@@ -109,9 +115,9 @@ def counts_of(appliance, sender, telemetry):
     return {count.signal: count for count in reader.wait(sender.ledgers, timeout=0)}
 
 
-def send_one_of_each(appliance, size=20):
+def send_one_of_each(appliance, size=20, service=""):
     sender, _ = sender_to(appliance)
-    telemetry = Telemetry()
+    telemetry = Telemetry(service=service)
     for signal in Signal:
         sender.send(signal, telemetry.batch(signal, size))
     return sender, telemetry
@@ -238,6 +244,14 @@ def test_whatever_was_taken_is_found_once():
             0,
             0,
         )
+
+
+def test_two_runs_of_one_service_are_told_apart():
+    appliance = Appliance()
+    send_one_of_each(appliance, service="shared")
+    counts = counts_of(appliance, *send_one_of_each(appliance, service="shared"))
+    assert [count.found for count in counts.values()] == [20, 20, SERIES]
+    assert not any(count.lost for count in counts.values())
 
 
 @pytest.mark.parametrize(

@@ -136,8 +136,8 @@ class Reader:
         lines: Counter[str] = Counter()
         start, end = int(self._begin * 1e9), int(self._end * 1e9)
         while True:
-            params: dict[str, str | int] = {"query": f'{{service_name="{self.telemetry.service}"}}', "limit": PAGE}
-            params |= {"start": start, "end": end, "direction": "forward"}
+            query = f'{{service_name="{self.telemetry.service}"}} |= "{self.telemetry.line}"'
+            params = {"query": query, "limit": PAGE, "start": start, "end": end, "direction": "forward"}
             answer = self.stores.proxied(LOKI, "loki/api/v1/query_range", params)
             page = [(int(at), line) for stream in answer["data"]["result"] for at, line, *_ in stream["values"]]
             lines.update(line for _, line in page)
@@ -148,7 +148,8 @@ class Reader:
     def _points(self) -> Counter[str]:
         name = COUNTER.replace(".", "_")
         window = int(self._end - self._begin) + 1
-        query = f'{{__name__=~"{name}(_total)?",job=~"(.+/)?{self.telemetry.service}"}}[{window}s]'
+        labels = f'job=~"(.+/)?{self.telemetry.service}",instance="{self.telemetry.run}"'
+        query = f'{{__name__=~"{name}(_total)?",{labels}}}[{window}s]'
         answer = self.stores.proxied(PROMETHEUS, "api/v1/query", {"query": query, "time": self._end})
         series: list[dict[str, Any]] = answer["data"]["result"]
         return Counter(point_key(one["metric"]["series"], float(value)) for one in series for _, value in one["values"])

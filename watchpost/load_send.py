@@ -65,19 +65,22 @@ class Batch:
 
 @dataclass
 class Telemetry:
-    """Makes the requests of one run. `shift` moves every timestamp, in seconds: negative is the past."""
+    """Makes the requests of one run. `shift` moves every timestamp, in seconds: negative is the past.
+
+    `service` is the `service.name` of all that the run sends; by default one that no other run has.
+    """
 
     run: str = field(default_factory=lambda: secrets.token_hex(4))
     shift: float = 0.0
+    service: str = ""
     _numbers: dict[Signal, itertools.count[int]] = field(
         default_factory=lambda: {signal: itertools.count() for signal in Signal}
     )
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    @property
-    def service(self) -> str:
-        """`service.name` of all that this run sends."""
-        return f"load-{self.run}"
+    def __post_init__(self) -> None:
+        """Name the service after the run."""
+        self.service = self.service or f"load-{self.run}"
 
     def now(self) -> int:
         """Return nanoseconds since 1970, shifted."""
@@ -89,6 +92,11 @@ class Telemetry:
         with self._lock:  # a counter's points leave in the order of their values, each at a time of its own
             keys, request = make(size)
         return Batch(tuple(keys), request.SerializeToString())
+
+    @property
+    def line(self) -> str:
+        """How every log line of the run begins; its number follows."""
+        return f"load {self.run} line "
 
     def trace_id(self, number: int) -> bytes:
         """Return the id of the run's n-th trace: evenly spread, as samplers expect."""
@@ -123,7 +131,7 @@ class Telemetry:
         request = ExportLogsServiceRequest()
         records = request.resource_logs.add(resource=self._resource()).scope_logs.add().log_records
         now = self.now()
-        keys = [f"load {self.run} line {next(self._numbers[Signal.LOGS])}" for _ in range(size)]
+        keys = [f"{self.line}{next(self._numbers[Signal.LOGS])}" for _ in range(size)]
         for offset, line in enumerate(keys):  # a time of its own for each: Loki's answers are read page by page
             records.add(
                 time_unix_nano=now + offset,

@@ -202,11 +202,6 @@ def page() -> Page:
                         "Used of each store's budget",
                         "What exceeds it is deleted, oldest first (group_vars/all/retention.yml).",
                         look.prom_now(f"instance_store:watchpost_retention_used:ratio{{{ON}}}", "{{store}}"),
-                        look.prom_now(
-                            f"(prometheus_tsdb_storage_blocks_bytes{{{ON}}} + prometheus_tsdb_wal_storage_size_bytes{{{ON}}})"
-                            f" / (prometheus_tsdb_retention_limit_bytes{{{ON}}} > 0)",
-                            "prometheus",
-                        ),
                         unit="percentunit",
                         steps=[("green", None), ("orange", 1), ("red", 1.1)],
                         maximum=1.2,

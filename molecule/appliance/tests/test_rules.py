@@ -27,6 +27,7 @@ COMES_LATER = {
     "loki_request_duration_seconds_count": "with the first request that Loki answers with an error",
     "prometheus_http_requests_total": "with the first request that Prometheus answers with an error",
     "watchpost_client_held_back_bytes_total": "with the first client that is held back",
+    "tempo_distributor_attributes_truncated_total": "with the first attribute that Tempo cuts",
     "tempo_discarded_spans_total": "with the first span that Tempo throws away",
     "node_timex_offset_seconds": "on a host with a clock of its own: a container may not ask for it",
     "node_timex_sync_status": "on a host with a clock of its own: a container may not ask for it",

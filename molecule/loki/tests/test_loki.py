@@ -19,8 +19,8 @@ def probe(ask):
 def lines(ask):
     """Ask for log lines: their labels and metadata in one."""
 
-    def lines(query):
-        answer = ask("loki", "http", "/loki/api/v1/query_range?" + urlencode({"query": query}))
+    def lines(query, since="1h"):
+        answer = ask("loki", "http", "/loki/api/v1/query_range?" + urlencode({"query": query, "since": since}))
         assert answer.status == 200, answer
         return [(stream["stream"], text) for stream in answer.json["data"]["result"] for _, text in stream["values"]]
 
@@ -43,6 +43,30 @@ def test_instance_id_makes_no_stream_of_its_own(probe, ask):
     query = urlencode({"match[]": f'{{service_name="{probe.service}"}}'})
     streams = ask("loki", "http", f"/loki/api/v1/series?{query}").json["data"]
     assert [set(stream) for stream in streams] == [{"service_name", "service_namespace", "deployment_environment_name"}]
+
+
+def test_line_that_comes_hours_late_is_found_in_a_stream_that_went_on(probe, ask, lines):
+    """Another host's backlog, after an outage: the host is no label, so both have one stream."""
+    late = Probe(service=probe.service, nanoseconds=probe.nanoseconds - 5 * 3600 * 10**9)
+    sent = ask("loki", "http", "/otlp/v1/logs", method="POST", headers=JSON, body=late.log("it broke before"))
+    assert sent.status == 204, sent
+    found = lines(f'{{service_name="{probe.service}"}}', since="6h")
+    assert {text for _, text in found} == {"it broke", "it broke before"}
+
+
+def test_what_stands_beside_a_line_is_kept_whole_though_it_is_much(probe, ask, lines):
+    long, many = "x" * 80_000, {f"a{number}": "v" for number in range(200)}
+    sent = ask("loki", "http", "/otlp/v1/logs", method="POST", headers=JSON, body=probe.log("long", trace=long, **many))
+    assert sent.status == 204, sent
+    [(beside, _)] = lines(f'{{service_name="{probe.service}"}} |= "long"')
+    assert beside["trace"] == long and set(many) <= set(beside)
+
+
+def test_many_lines_are_taken_at_once_though_much_is_said_of_their_resource(ask, lines):
+    probe = Probe()
+    sent = ask("loki", "http", "/otlp/v1/logs", method="POST", headers=JSON, body=probe.logs(128))
+    assert sent.status == 204, sent
+    assert len(lines(f'{{service_name="{probe.service}"}} |= "line 127"')) == 1
 
 
 def test_retention_is_on(ask):

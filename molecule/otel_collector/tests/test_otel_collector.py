@@ -4,7 +4,7 @@ import time
 
 import pytest
 from canary import PERSONAL, Canary, on_disk
-from conftest import play, unit_name
+from conftest import PKI, play, unit_name, wait_until
 from otlp import JSON, Probe
 
 CREDENTIAL = "/etc/watchpost/otel_collector/current/credentials/otlp_ingest_token"
@@ -58,6 +58,32 @@ def test_what_no_store_takes_is_on_disk_and_is_sent_again_after_a_crash(host, po
         time.sleep(0.5)  # between two looks
         now = main_pid(host)
         said = host.check_output("journalctl --boot --output=cat _PID=%s", now) if now not in ("0", before) else ""
+
+
+#: Runs on the host: logs one line of as many bytes as it is told, more than a command line holds.
+LONG_LINE = """
+import http.client, json, ssl, sys, time
+pki, port, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+context = ssl.create_default_context(cafile=pki + "/ca.crt")
+context.load_cert_chain(pki + "/operator/tls.crt", pki + "/operator/tls.key")
+record = {"timeUnixNano": str(time.time_ns()), "body": {"stringValue": "x" * size}}
+body = json.dumps({"resourceLogs": [{"scopeLogs": [{"logRecords": [record]}]}]})
+connection = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=30)
+connection.request("POST", "/v1/logs", body, {"Content-Type": "application/json"})
+print(connection.getresponse().status)
+"""
+
+
+def test_line_nearly_as_long_as_a_request_may_be_is_brought_to_its_store(host, endpoints):
+    port = endpoints["otel_collector"]["local_http"]["port"]
+    assert host.check_output("python3 -c %s %s %s 4000000", LONG_LINE, PKI, str(port)) == "200"
+
+    def tries():
+        said = host.check_output("journalctl --boot --output=cat _PID=%s", main_pid(host))
+        return [line for line in said.splitlines() if "otlp_http/loki" in line]
+
+    [first, *_] = wait_until(tries, 30)
+    assert "Exporting failed. Will retry" in first
 
 
 def test_retired_exporter_is_refused_and_the_old_configuration_keeps_running(assert_refused, post):

@@ -154,6 +154,10 @@ def test_exemplar_of_the_counts_leads_to_a_trace(sent, ask):
     assert ask("tempo", "http", f"/api/traces/{trace_id}").status == 200
 
 
+def test_it_is_told_how_many_exemplars_lead_to_no_trace(sent, sample):
+    wait_for(lambda: (sample("watchpost:exemplars_without_trace:rate5m") or 0) > 0)
+
+
 def test_graceful_stop_decides_what_is_undecided(host, send, kept):
     failed = Traces(failed=True)
     assert send(failed.body).status == 200
@@ -186,6 +190,64 @@ def test_log_line_is_found_by_its_environment_and_its_level(send, ask, conventio
     names = f'service_name="{service}", deployment_environment="test", deployment_environment_name="test"'
     query = urlencode({"query": f'{{{names}}} | level="error"', "since": "1h"})
     wait_for(lambda: ask("loki", "http", f"/loki/api/v1/query_range?{query}").json["data"]["result"])
+
+
+def test_long_stack_trace_is_kept_to_its_end_in_traces_and_logs(send, ask):
+    probe, stacktrace = Probe(), "at nowhere\n" * 1000 + "ValueError: here it is"
+    failed = json.loads(probe.span("GET /tasks", stacktrace))
+    failed["resourceSpans"][0]["scopeSpans"][0]["spans"][0]["status"] = {"code": 2}  # else the sampler might drop it
+    assert send(json.dumps(failed)).status == 200
+    assert send(probe.log("it broke", exception__stacktrace=stacktrace), "logs").status == 200
+    whole = json.dumps(stacktrace)
+    wait_for(lambda: whole in ask("tempo", "http", f"/api/traces/{probe.trace_id}").body)
+    query = urlencode({"query": f'{{service_name="{probe.service}"}}', "since": "1h"})
+    wait_for(lambda: whole in ask("loki", "http", f"/loki/api/v1/query_range?{query}").body)
+
+
+def test_what_a_page_says_of_itself_is_not_stored_with_each_of_its_lines(send, ask):
+    probe = Probe()
+    page = {"Watchpost-Service": probe.service, "Watchpost-Instance": "browser"}
+    assert send(probe.logs(1), "logs", **page).status == 200
+    query = urlencode({"query": f'{{service_name="{probe.service}"}}', "since": "1h"})
+    [stream] = wait_for(lambda: ask("loki", "http", f"/loki/api/v1/query_range?{query}").json["data"]["result"])
+    assert stream["stream"]["service_version"] == "1.2.3"
+    assert not [name for name in stream["stream"] if name.startswith("process")]
+
+
+@pytest.mark.parametrize("clock", ["timeUnixNano", "observedTimeUnixNano"])
+def test_line_of_a_clock_that_is_ahead_is_kept(send, ask, clock):
+    """Some senders say only when they have seen a line."""
+    probe = Probe()
+    record = {clock: str(probe.nanoseconds + 3600 * 10**9), "body": {"stringValue": "from tomorrow"}}
+    body = json.dumps({"resourceLogs": [{"resource": probe.resource, "scopeLogs": [{"logRecords": [record]}]}]})
+    assert send(body, "logs").status == 200
+    query = urlencode(
+        {"query": f'{{service_name="{probe.service}"}}', "start": BEGAN, "end": int(time.time()) + 1800}
+    )  # Unix seconds
+    wait_for(lambda: ask("loki", "http", f"/loki/api/v1/query_range?{query}").json["data"]["result"])
+
+
+@pytest.mark.parametrize("name", ["unwanted", "so said"])
+def test_service_that_is_not_wanted_is_thrown_away(send, ask, sample, name):
+    unwanted, other = Probe(service=name), Probe()
+    for probe in (unwanted, other):  # one after the other, so that the first would be there before the second
+        span = json.loads(probe.span("GET /tasks"))
+        span["resourceSpans"][0]["scopeSpans"][0]["spans"][0]["status"] = {"code": 2}  # else the sampler might drop it
+        for signal, body in {
+            "traces": json.dumps(span), "metrics": probe.counter("tries", 1), "logs": probe.log("hello")
+        }.items():  # fmt: skip
+            assert send(body, signal).status == 200
+
+    def found(probe):
+        query = urlencode({"query": f'{{service_name="{probe.service}"}}', "since": "1h"})
+        return (
+            ask("tempo", "http", f"/api/traces/{probe.trace_id}").status == 200,
+            sample(f'sum({{__name__=~"tries(_total)?",job="molecule/{probe.service}"}})') is not None,
+            bool(ask("loki", "http", f"/loki/api/v1/query_range?{query}").json["data"]["result"]),
+        )
+
+    wait_for(lambda: all(found(other)))
+    assert not any(found(unwanted))
 
 
 #: Runs on the host: packs far more than a request may have, and sends it several times at once.

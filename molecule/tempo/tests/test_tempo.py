@@ -1,5 +1,6 @@
 """Tempo takes OTLP spans, finds them at once, and never runs a configuration that it refuses."""
 
+import json
 import time
 from urllib.parse import urlencode
 
@@ -29,6 +30,20 @@ def test_trace_is_found_by_a_search_within_seconds(probe, ask):
         assert time.monotonic() < deadline
         time.sleep(0.5)  # between two searches
     assert [trace["traceID"].zfill(32) for trace in found] == [probe.trace_id]
+
+
+def test_long_stack_trace_is_kept_to_its_end(ask):
+    probe, stacktrace = Probe(), "at nowhere\n" * 1000 + "ValueError: here it is"
+    body = probe.span("GET /tasks", stacktrace)
+    assert ask("tempo", "otlp_http", "/v1/traces", method="POST", headers=JSON, body=body).status == 200
+    assert json.dumps(stacktrace) in ask("tempo", "http", f"/api/traces/{probe.trace_id}").body
+
+
+def test_many_traces_are_taken_at_once_though_much_is_said_of_their_resource(ask):
+    probe = Probe()
+    sent = ask("tempo", "otlp_http", "/v1/traces", method="POST", headers=JSON, body=probe.traces(300))
+    assert sent.status == 200, sent
+    assert ask("tempo", "http", f"/api/traces/{probe.trace_id}").status == 200
 
 
 def test_retention_is_on(ask):
