@@ -132,6 +132,16 @@ def test_alerts_fire_when_they_should_and_only_then(program, tmp_path, monkeypat
     assert fired == dict(moments(phases))
 
 
+def test_objective_that_was_given_to_another_service_begins_anew(program, tmp_path):
+    """What was recorded of the old one stays in Prometheus for a whole window, under the same name."""
+    counts = {COUNT % (200, "a"): [n * 90.0 for n in range(61)], COUNT % (500, "a"): [n * 10.0 for n in range(61)]}
+    of = '{slo="available", service="%s"}'
+    old = {"slo:sli_total:rate5m" + of % "old": [1000.0] * 61, "slo:sli_good:rate5m" + of % "old": [1000.0] * 61}
+    groups = rules.rule_groups(spec.read([AVAILABLE], SCALE))
+    question = ("slo:error_ratio:rate30d" + of % "shop", 60)
+    assert promtool.ask(program, tmp_path, groups, counts | old, [question]) == [pytest.approx(0.1)]
+
+
 # --- the same by sloth's documented formulas: the ratio of each window by itself, and no least number of errors
 
 

@@ -133,6 +133,11 @@ def number(value: float) -> str:
     return f"{value:.12g}"
 
 
+def _quoted(text: str) -> str:
+    """Write a text as PromQL, TraceQL and templates of Go read it."""
+    return json.dumps(text, ensure_ascii=False)
+
+
 class _Rules:
     """The rules of one objective."""
 
@@ -161,8 +166,8 @@ class _Rules:
         return duration(self._seconds(window))
 
     def _of(self, record: str) -> str:
-        """The objective's own series of what is recorded."""
-        return f"{record}{{slo={json.dumps(self.slo.name)}}}"
+        """The objective's own series of what is recorded: those of a service that had its name before are not."""
+        return f"{record}{{{', '.join(f'{name}={_quoted(value)}' for name, value in self.labels.items())}}}"
 
     def _counts(self) -> Iterator[Rule]:
         """Record good and all events a second, apart, over each window.
@@ -208,7 +213,7 @@ class _Rules:
                     yield {"record": f"slo:sli_{side}:rate{window}", "expr": f"sum_over_time({values}) * {share}"}
 
     def _selector(self, metric: str, *matchers: str) -> str:
-        given = [f"service_name={json.dumps(self.slo.service, ensure_ascii=False)}", *(m for m in matchers if m)]
+        given = [f"service_name={_quoted(self.slo.service)}", *(m for m in matchers if m)]
         return f"{metric}{{{', '.join(given)}}}"
 
     def _rate(self, selector: str, window: str) -> str:
@@ -343,8 +348,8 @@ class _Rules:
         """Say in TraceQL which traces are examples, where they are others than the failed ones of the service."""
         if not isinstance(sli := self.slo.sli, Latency):
             return {}
-        service = json.dumps(self.slo.service, ensure_ascii=False)
-        return {"traceql": f"{{ resource.service.name = {service} && duration > {sli.threshold * 1000:g}ms }}"}
+        service, longer = _quoted(self.slo.service), f"{sli.threshold * 1000:g}ms"
+        return {"traceql": f"{{ resource.service.name = {service} && duration > {longer} }}"}
 
     def _told(self) -> str:
         left = self._value("slo:budget_left:ratio", "humanizePercentage")
@@ -353,5 +358,5 @@ class _Rules:
 
     def _value(self, record: str, shown: str) -> str:
         """A template that shows a recorded value; Prometheus fills it in when the alert fires."""
-        query = self._of(record).replace('"', "'")
-        return f'{{{{ with query "{query}" }}}}{{{{ . | first | value | {shown} }}}}{{{{ else }}}}?{{{{ end }}}}'
+        query = _quoted(self._of(record))
+        return f"{{{{ with query {query} }}}}{{{{ . | first | value | {shown} }}}}{{{{ else }}}}?{{{{ end }}}}"
