@@ -123,7 +123,7 @@ class Drilled:
         payload = event["payload"]
         assert (payload["class"], payload["component"], payload["severity"]) == ("SloBurnFast", "taskboard", "critical")
         assert f"taskboard spends the error budget of {AVAILABLE}" in payload["summary"]
-        assert payload["custom_details"]["budget_left"].strip().endswith("%")
+        assert "of that of 30 days" in payload["custom_details"]["budget_left"]
         links = {link["text"]: link["href"] for link in event["links"]}
         public = f"{self.appliance.target.url}/"
         assert links["Dashboard"].startswith(f"{public}grafana/d/watchpost-slo")

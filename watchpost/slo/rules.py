@@ -321,8 +321,8 @@ class _Rules:
                 "annotations": {
                     "summary": "{{ $labels.service }} spends the error budget of {{ $labels.slo }} "
                     "{{ $value | humanize }} times as fast as it may.",
-                    "description": f"{what} {self._told()}",
-                    "budget_left": self._value("slo:budget_left:ratio", "humanizePercentage"),
+                    "description": what,
+                    "budget_left": self._left(),
                     "dashboard": self.dashboard,
                     **self._examples(),
                 },
@@ -337,8 +337,8 @@ class _Rules:
                 "annotations": {
                     "summary": "{{ $labels.service }} is slow: the 95th percentile of {{ $labels.slo }} is "
                     f"{{{{ $value | humanizeDuration }}}}, above {sli.threshold * 1000:g} ms.",
-                    "description": f"{what} {self._told()}",
-                    "budget_left": self._value("slo:budget_left:ratio", "humanizePercentage"),
+                    "description": what,
+                    "budget_left": self._left(),
                     "dashboard": self.dashboard,
                     **self._examples(),
                 },
@@ -351,12 +351,19 @@ class _Rules:
         service, longer = _quoted(self.slo.service), f"{sli.threshold * 1000:g}ms"
         return {"traceql": f"{{ resource.service.name = {service} && duration > {longer} }}"}
 
-    def _told(self) -> str:
-        left = self._value("slo:budget_left:ratio", "humanizePercentage")
-        until = self._value("slo:time_to_exhaustion:seconds", "humanizeDuration")
-        return f"Of the budget of {self.slo.window} days {left} is left; at the last hour's rate it is gone in {until}."
+    def _left(self) -> str:
+        """Say what is left of the budget and how long that will do: a template, filled in when the alert fires."""
 
-    def _value(self, record: str, shown: str) -> str:
-        """A template that shows a recorded value; Prometheus fills it in when the alert fires."""
-        query = _quoted(self._of(record))
-        return f"{{{{ with query {query} }}}}{{{{ . | first | value | {shown} }}}}{{{{ else }}}}?{{{{ end }}}}"
+        def shown(query: str, text: str, otherwise: str = "") -> str:
+            return f"{{{{ with query {_quoted(query)} }}}}{text}{{{{ else }}}}{otherwise}{{{{ end }}}}"
+
+        left, window = self._of("slo:budget_left:ratio"), f"of that of {self.slo.window} days"
+        share = "{{ . | first | value | humanizePercentage }}"
+        lasts = shown(
+            self._of("slo:time_to_exhaustion:seconds"),
+            "at the last hour's rate it is gone in {{ . | first | value | humanizeDuration }}",
+            "in the last hour nothing was spent",
+        )
+        return shown(f"{left} > 0", f"{share} {window}; {lasts}") + shown(
+            f"-{left} >= 0", f"none {window}; overspent by {share}"
+        )
