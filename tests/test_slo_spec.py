@@ -56,12 +56,19 @@ def without(slo, field):
         (RATIO | {"ratio": {"good": "x", "total": "y"}}, "ratio.good: x has no [$window]"),
         (RATIO | {"ratio": {"bad": "rate(x[$window]) + rate(y[5m])", "total": "rate(x[$window])"}}, "the range [5m]"),
         (RATIO | {"ratio": {"bad": "increase(x[$window])", "total": "rate(x[$window])"}}, "uses increase(), where"),
+        (RATIO | {"ratio": {"bad": "irate(x[$window])", "total": "rate(x[$window])"}}, "uses irate(), where"),
+        (RATIO | {"ratio": {"bad": 'rate(x{a="[$window]"}[5m])', "total": "rate(x[$window])"}}, "has no [$window]"),
         ("sound", "'sound' is not a mapping of fields"),
     ],
 )  # fmt: skip
 def test_wrong_field_is_named(wrong, says):
     found = problems(SOUND | {"name": "other"}, wrong)
     assert any(problem.startswith("watchpost_slos[1]") and says in problem for problem in found), found
+
+
+def test_what_stands_in_quotes_is_neither_a_range_nor_a_function():
+    quoted = """sum(rate(x{code=~"[45]..", a='[5m]', b=`irate(`, c="\\"[6h]"}[$window]))"""
+    assert spec.read([RATIO | {"ratio": {"bad": quoted, "total": quoted}}]).slos[0].ratio.bad == quoted
 
 
 def test_all_that_is_wrong_is_named_at_once():
@@ -191,7 +198,10 @@ def test_indicator_by_name_and_objects_that_only_describe_are_understood():
     [
         ("sum(rate(done_total[5m]))", True, "sum(rate(done_total[$window]))"),
         ("sum(rate(done_total[{{.window}}]))", False, "sum(rate(done_total[$window]))"),
-        ('sum by (x) (increase(done_total{a="[b]"}[1h]))', False, None),
+        ('sum(increase(done_total{a="[1h]"}[1h]))', False, 'sum(rate(done_total{a="[1h]"}[$window]))'),
+        ('sum(rate(done_total{code=~"[45].."}[5m]))', True, 'sum(rate(done_total{code=~"[45].."}[$window]))'),
+        ('rate(x{a="increase("}[1h])', False, 'rate(x{a="increase("}[$window])'),
+        ('sum(rate(x{a="[5m]"}))', False, None),
         ("sum(increase(done_total[1h]))", False, "sum(rate(done_total[$window]))"),
         ("done_total", False, None),
         ("sum(done_total) - sum(failed_total)", True, None),

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from watchpost.slo.spec import SpecError
+from watchpost.slo.spec import SpecError, outside_strings, without_strings
 
 API = "openslo/v1"
 #: Kinds that say nothing which an objective needs.
@@ -164,9 +164,9 @@ def _query(source: Mapping[str, Any], counter: bool, path: str) -> str:
     query = str(source["spec"].get("query", "")).strip()
     if (found := _COUNTER.fullmatch(query)) and counter:
         return f"sum(rate({found['summed'] or found['plain']}[$window]))"
-    ranged, ranges = _RANGE.subn("[$window]", query)
-    if not ranges or "[" in ranged.replace("[$window]", ""):
+    ranged = outside_strings(query, lambda code: _RANGE.sub("[$window]", code))
+    if set(re.findall(r"\[[^\]]*\]?", without_strings(ranged))) != {"[$window]"}:
         raise SpecError(
             [f"{path}.spec.query: {query} is neither a counter (with counter: true) nor a rate over one range"]
         )
-    return re.sub(r"\bincrease(?=\s*\()", "rate", ranged)
+    return outside_strings(ranged, lambda code: re.sub(r"\bincrease(?=\s*\()", "rate", code))

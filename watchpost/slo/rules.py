@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from watchpost.slo.spec import DAY, EVENTS, Availability, Latency, Objective, Objectives, Ratio
+from watchpost.slo.spec import DAY, EVENTS, Availability, Latency, Objective, Objectives, Ratio, outside_strings
 
 #: The windows that alerts look at, in seconds. Those up to an hour are counted from the raw series.
 WINDOWS = {"5m": 300, "30m": 1800, "1h": 3600, "2h": 7200, "6h": 21_600, "1d": DAY, "3d": 3 * DAY}
@@ -246,7 +246,7 @@ class _Rules:
         return f"clamp_min({self._of(f'slo:sli_total:rate{window}')} - on () ({bad} or vector(0)), 0)"
 
     def _query(self, query: str, window: str) -> str:
-        return f"sum({query.replace('$window', self._range(window))})"
+        return f"sum({outside_strings(query, lambda code: code.replace('$window', self._range(window)))})"
 
     def _ratios(self) -> Iterator[Rule]:
         """Record the error ratio of each window, and how fast it burns the budget.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -41,6 +41,8 @@ EVENTS = {
 
 _MATCHER = r'[a-zA-Z_]\w*\s*(?:=~|!~|!=|=)\s*"(?:[^"\\\n]|\\.)*"'
 _MATCHERS = re.compile(rf"\s*{_MATCHER}(?:\s*,\s*{_MATCHER})*\s*,?\s*")
+#: https://prometheus.io/docs/prometheus/latest/querying/basics/#string-literals
+_STRING = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|`[^`]*`)""")
 #: Pydantic's name of a wrong type -> what it should be.
 _TYPES = {
     "model_type": "a mapping of fields",
@@ -95,13 +97,24 @@ def _matchers(text: str) -> str:
     return text.strip().rstrip(",")
 
 
+def outside_strings(query: str, change: Callable[[str], str]) -> str:
+    """Change what of a query in PromQL does not stand in quotes."""
+    return "".join(part if number % 2 else change(part) for number, part in enumerate(_STRING.split(query)))
+
+
+def without_strings(query: str) -> str:
+    """Empty what stands in quotes, so that a range or a function is one."""
+    return _STRING.sub('""', query)
+
+
 def _query(text: str) -> str:
-    ranges = re.findall(r"\[([^\]]*)\]", text)
+    code = without_strings(text)
+    ranges = re.findall(r"\[([^\]]*)\]", code)
     if "$window" not in ranges:
         raise ValueError("has no [$window], the range over which it counts, as in sum(rate(jobs_total[$window]))")
     if others := [each for each in ranges if each != "$window"]:
         raise ValueError(f"has the range [{others[0]}], where only [$window] may stand")
-    if found := re.search(r"\b(increase|delta|idelta)\s*\(", text):
+    if found := re.search(r"\b(increase|irate|delta|idelta)\s*\(", code):
         raise ValueError(f"uses {found[1]}(), where rate() must stand: events are counted by the second")
     return text.strip()
 
