@@ -210,7 +210,7 @@ def test_slow_requests_alert_after_five_minutes_and_say_how_slow_they_are(progra
     alert = {
         "exp_labels": {"slo": "fast", "service": "shop", "severity": "ticket"},
         "exp_annotations": {
-            "summary": "shop is slow: the 95th percentile of fast is 583.3ms, above 500 ms.",
+            "summary": "shop is slow: the 95th percentile of fast is 583.3ms; 6% took longer than 500ms.",
             "description": "People wait.",
             "budget_left": "none of that of 30 days; overspent by 250.2%",
             "dashboard": "https://watch.example.org/grafana/d/watchpost-slo?var-slo=fast",
@@ -223,6 +223,23 @@ def test_slow_requests_alert_after_five_minutes_and_say_how_slow_they_are(progra
         {"eval_time": "50m", "alertname": "SloLatencyHigh", "exp_alerts": [alert]},
     ]
     said = promtool.evaluate(program, tmp_path, [group], [LATENCY_TEST | {"alert_rule_test": cases}])
+    assert "SUCCESS" in said, said
+
+
+@pytest.mark.parametrize(("slow", "fires"), [(6, True), (4, False), (0, False)])
+def test_slow_requests_alert_when_the_threshold_is_the_highest_bound_too(program, tmp_path, slow, fires):
+    """Beyond it a percentile knows no value, and is given as that bound."""
+    [group] = rules.rule_groups(spec.read([FAST | {"latency": {"threshold": "500ms", "buckets": [0.1, 0.5]}}]))
+    of = 'http_server_request_duration_seconds_%s{service_name="shop"%s}'
+    series = {
+        of % ("bucket", ', le="0.5"'): f"0+{100 - slow}x20",
+        of % ("bucket", ', le="+Inf"'): "0+100x20",
+        of % ("count", ""): "0+100x20",
+    }
+    case = {"expr": f"count({firing('SloLatencyHigh')}) or vector(0)", "eval_time": "15m"}
+    case["exp_samples"] = [{"labels": "{}", "value": int(fires)}]
+    test = {"interval": "1m", "input_series": [{"series": name, "values": v} for name, v in series.items()]}
+    said = promtool.evaluate(program, tmp_path, [group], [test | {"promql_expr_test": [case]}])
     assert "SUCCESS" in said, said
 
 

@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from watchpost.slo.spec import DAY, EVENTS, Availability, Latency, Objective, Objectives, Ratio, outside_strings
+from watchpost.slo.spec import DAY, EVENTS, Availability, Latency, Objective, Objectives, Ratio, outside_strings, show
 
 #: The windows that alerts look at, in seconds. Those up to an hour are counted from the raw series.
 WINDOWS = {"5m": 300, "30m": 1800, "1h": 3600, "2h": 7200, "6h": 21_600, "1d": DAY, "3d": 3 * DAY}
@@ -136,6 +136,11 @@ def number(value: float) -> str:
 def _quoted(text: str) -> str:
     """Write a text as PromQL, TraceQL and templates of Go read it."""
     return json.dumps(text, ensure_ascii=False)
+
+
+def _shown(query: str, text: str, otherwise: str = "?") -> str:
+    """Return a template that Prometheus fills in when an alert fires: a text about what a query finds, if anything."""
+    return f"{{{{ with query {_quoted(query)} }}}}{text}{{{{ else }}}}{otherwise}{{{{ end }}}}"
 
 
 class _Rules:
@@ -286,7 +291,9 @@ class _Rules:
     def _percentile(self) -> Iterator[Rule]:
         """Record the 95th percentile of a latency objective, in seconds [histograms, "Quantiles"].
 
-        Between two bounds it is interpolated; whether it exceeds the threshold is exact, as that is a bound.
+        Between two bounds it is interpolated, and beyond the highest it is said to be that bound [histograms, "Errors
+        of quantile estimation"]. So the alert asks the same by the events, which is exact as the threshold is a bound:
+        the percentile exceeds it when more than 5 % took longer.
         """
         if isinstance(sli := self.slo.sli, Latency):
             buckets = self._selector(f"{EVENTS[sli.of][0]}_bucket", sli.where)
@@ -331,12 +338,13 @@ class _Rules:
         if isinstance(sli, Latency) and self.slo.objective >= P95:
             yield {
                 "alert": P95_ALERT,
-                "expr": f"{self._of('slo:latency_seconds:p95')} > {number(sli.threshold)} and {self._bad_events('5m')}",
+                "expr": f"{self._of('slo:error_ratio:rate5m')} > {number(1 - P95)} and {self._bad_events('5m')}",
                 "for": self._range("5m"),
                 "labels": {"severity": "ticket", **self.labels},
                 "annotations": {
                     "summary": "{{ $labels.service }} is slow: the 95th percentile of {{ $labels.slo }} is "
-                    f"{{{{ $value | humanizeDuration }}}}, above {sli.threshold * 1000:g} ms.",
+                    + _shown(self._of("slo:latency_seconds:p95"), "{{ . | first | value | humanizeDuration }}")
+                    + f"; {{{{ $value | humanizePercentage }}}} took longer than {show(sli.threshold)}.",
                     "description": what,
                     "budget_left": self._left(),
                     "dashboard": self.dashboard,
@@ -353,17 +361,12 @@ class _Rules:
 
     def _left(self) -> str:
         """Say what is left of the budget and how long that will do: a template, filled in when the alert fires."""
-
-        def shown(query: str, text: str, otherwise: str = "") -> str:
-            return f"{{{{ with query {_quoted(query)} }}}}{text}{{{{ else }}}}{otherwise}{{{{ end }}}}"
-
         left, window = self._of("slo:budget_left:ratio"), f"of that of {self.slo.window} days"
         share = "{{ . | first | value | humanizePercentage }}"
-        lasts = shown(
+        lasts = _shown(
             self._of("slo:time_to_exhaustion:seconds"),
             "at the last hour's rate it is gone in {{ . | first | value | humanizeDuration }}",
             "in the last hour nothing was spent",
         )
-        return shown(f"{left} > 0", f"{share} {window}; {lasts}") + shown(
-            f"-{left} >= 0", f"none {window}; overspent by {share}"
-        )
+        overspent = _shown(f"-{left} >= 0", f"none {window}; overspent by {share}")
+        return _shown(f"{left} > 0", f"{share} {window}; {lasts}", overspent)
