@@ -132,6 +132,28 @@ def test_events_of_running_workers_are_counted_exactly(program, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("queries", "expected"),
+    [
+        ({"good": "done"}, 0.1),
+        ({"bad": "failed"}, 0.1),
+        ({"good": "never_counted"}, 1),
+        ({"bad": "never_counted"}, 0),
+    ],
+    ids=["good", "bad", "nothing good", "nothing bad"],
+)
+def test_ratio_is_of_what_the_queries_count(program, tmp_path, queries, expected):
+    counts = {"started": 50, "done": 45, "failed": 5}
+    input_series = {f"{name}_total": promtool.counter([each] * 3 * BASE) for name, each in counts.items()}
+    ratio = {side: f"rate({name}_total[$window])" for side, name in {**queries, "total": "started"}.items()}
+    slo = {"name": "a", "service": "jobs", "objective": 0.99, "ratio": ratio}
+    windows = ("5m", "30d")
+    records = [f"slo:{what}:rate{window}" for window in windows for what in ("sli_total", "sli_good", "error_ratio")]
+    questions = [(f"slo:error_ratio:rate{window}", 3 * BASE * STEP) for window in windows]
+    found = promtool.ask(program, tmp_path, groups_of([slo], *records), input_series, questions, STEP)
+    assert found == [pytest.approx(expected, abs=1e-9)] * 2
+
+
+@pytest.mark.parametrize(
     ("samples", "too_many"),
     [
         ([1000 + 10 * n for n in range(100)] + [None] * 2 * BASE, 10 * (1 - 1.5 / BASE)),
