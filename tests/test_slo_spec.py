@@ -174,10 +174,17 @@ def theirs(**changed):
     return THEIRS | {"spec": THEIRS["spec"] | changed}
 
 
-def with_query(query, counter=True):
-    source = {"metricSource": {"type": "Prometheus", "spec": {"query": query}}}
-    ratio = {"counter": counter, "good": source, "total": source}
+def with_ratio(ratio):
     return theirs(indicator={"spec": {"ratioMetric": ratio}})
+
+
+def with_source(source, counter=True):
+    metric = {"metricSource": source}
+    return with_ratio({"counter": counter, "good": metric, "total": metric})
+
+
+def with_query(query, counter=True):
+    return with_source({"type": "Prometheus", "spec": {"query": query}}, counter)
 
 
 def test_objective_of_openslo_is_taken_over():
@@ -237,6 +244,44 @@ def test_query_is_one_over_the_window_or_refused(query, counter, ours):
 def test_what_would_be_lost_is_refused_by_name(slo, says):
     with pytest.raises(spec.SpecError) as refusal:
         openslo.convert(yaml.safe_dump(slo))
+    assert says in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        (with_ratio({"good": {}, "total": {}}), "ratioMetric.good.metricSource: is missing"),
+        (with_ratio({"good": [], "total": {}}), "ratioMetric.good: [] is not a mapping of fields"),
+        (with_ratio({"good": None}), "indicator.spec.ratioMetric: must have total, and either good or bad"),
+        (with_ratio(None), "indicator.spec.ratioMetric: None is not a mapping of fields"),
+        (theirs(indicator={"spec": {}}), "indicator.spec.ratioMetric: is missing"),
+        (theirs(indicator=None), "SLO jobs-done.spec.indicator: is missing"),
+        (theirs(indicator={}), "SLO jobs-done.spec.indicator.spec: is missing"),
+        (with_source({"type": "Prometheus"}), "ratioMetric.total.metricSource.spec: is missing"),
+        (with_source({"spec": {}}), "ratioMetric.total.metricSource.spec.query: is missing"),
+        (with_source({"spec": "up"}), "ratioMetric.total.metricSource.spec: 'up' is not a mapping of fields"),
+        (with_source({"type": 5, "spec": {"query": "x"}}), "ratioMetric.total.metricSource.type: 5 is not Prometheus"),
+        (with_source({"spec": {"query": ["x"]}}), "ratioMetric.total.metricSource.spec.query: ['x'] is not text"),
+        (with_source({"spec": {"query": "x"}}, "often"), "ratioMetric.counter: 'often' is not true or false"),
+        (theirs(timeWindow={"duration": "4w", "isRolling": True}), "spec.timeWindow: is not a list"),
+        (theirs(timeWindow=["4w"]), "spec.timeWindow[0]: '4w' is not a mapping of fields"),
+        (theirs(timeWindow=[{"duration": "4w", "begins": 1}]), "spec.timeWindow[0].begins: cannot be taken over"),
+        (theirs(objectives={"target": 0.9}), "spec.objectives: is not a list"),
+        (theirs(objectives=[0.9]), "spec.objectives[0]: 0.9 is not a mapping of fields"),
+        (theirs(objectives=[{"target": "most"}]), "spec.objectives[0].target: 'most' is not a number"),
+        (theirs(indicatorRef=["done"]), "spec.indicatorRef: ['done'] is not text"),
+        (THEIRS | {"metadata": {"labels": {}}}, "SLO without a name.metadata.name: is missing"),
+        (THEIRS | {"metadata": ["jobs-done"]}, "SLO without a name.metadata: ['jobs-done'] is not a mapping of fields"),
+        (without(THEIRS, "metadata"), "SLO without a name.metadata: is missing"),
+        (THEIRS | {"metadata": {"name": "x", "owner": "y"}}, "SLO x.metadata.owner: cannot be taken over"),
+        (THEIRS | {"kind": ["SLO"]}, "is not taken over"),
+        (THEIRS | {"spec": None}, "SLO jobs-done.spec: None is not a mapping of fields"),
+        (THEIRS | {"kind": "SLI", "spec": INDICATOR, "metadata": {}}, "SLI without a name.metadata.name: is missing"),
+    ],
+)  # fmt: skip
+def test_malformed_field_is_named(wrong, says):
+    with pytest.raises(spec.SpecError) as refusal:
+        openslo.convert(yaml.safe_dump(wrong))
     assert says in str(refusal.value)
 
 

@@ -44,11 +44,13 @@ _MATCHERS = re.compile(rf"\s*{_MATCHER}(?:\s*,\s*{_MATCHER})*\s*,?\s*")
 #: https://prometheus.io/docs/prometheus/latest/querying/basics/#string-literals
 _STRING = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|`[^`]*`)""")
 #: Pydantic's name of a wrong type -> what it should be.
-_TYPES = {
+TYPES = {
     "model_type": "a mapping of fields",
     "tuple_type": "a list",
     "string_type": "text",
     "string_too_short": "a name",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
     "float_type": "a number",
     "float_parsing": "a number",
     "finite_number": "a number",
@@ -269,8 +271,8 @@ def _sentence(problem: Mapping[str, Any]) -> str:
         says = f"{value} is below {context['ge']:g}"
     elif kind == "string_pattern_mismatch":
         says = f"{value} is not a name of small letters, digits and dashes that begins with a letter"
-    elif kind in _TYPES:
-        says = f"{value!r} is not {_TYPES[kind]}"
+    elif kind in TYPES:
+        says = f"{value!r} is not {TYPES[kind]}"
     elif kind == "literal_error":
         says = f"{value} is not {context['expected']}"
     elif kind == "value_error":
