@@ -307,6 +307,61 @@ def test_check_names_what_is_wrong_and_fails(tmp_path):
     assert done.stderr == "watchpost slo: watchpost_slos[0].objective: 1.2 is not below 1\n"
 
 
+def inventory(directory, **variables):
+    """An inventory of one host with these variables."""
+    hosts = {"prometheus": {"hosts": {"vm": {}}}, "watchpost": {"children": {"prometheus": {}}}}
+    (directory / "hosts.yml").write_text(yaml.safe_dump(hosts))
+    (directory / "group_vars").mkdir()
+    (directory / "group_vars/watchpost.yml").write_text(yaml.safe_dump(variables))
+    return directory
+
+
+def test_objectives_and_retention_of_an_inventory_are_checked(tmp_path):
+    given = inventory(tmp_path, watchpost_slos=[SOUND | {"objective": "{{ 0.9 }}5"}], prometheus_retention_days=20)
+    done = watchpost("check", "--inventory", given)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "watchpost slo: prometheus_retention_days is 20, but watchpost_slos[0] (sound) counts over 30 days; "
+        "keep metrics longer, or make its window shorter\n"
+    )
+    done = watchpost("check", "--inventory", given, "--retention-days", "30")
+    assert done.returncode == 0 and "sound: 95.00% of shop's events are good over 30 days" in done.stdout, done
+    assert "tasks-available" not in done.stdout, "those of the project are not added"
+
+
+def test_rules_of_an_inventory_lead_to_its_own_address(tmp_path):
+    given = inventory(tmp_path, watchpost_slos=[SOUND], watchpost_public_name="watch.example.org")
+    done = watchpost("rules", "--inventory", given)
+    assert "https://watch.example.org/grafana/d/watchpost-slo?var-slo=sound" in done.stdout, done
+
+
+def test_inventory_that_is_not_there_is_wrong_usage():
+    done = watchpost("check", "--inventory", "/none")
+    assert done.returncode == 2 and "--inventory /none" in done.stderr
+
+
+def test_query_that_prometheus_refuses_is_named_by_its_field(tmp_path):
+    wrong = [
+        SOUND | {"availability": {"where": 'http_route=~"*"'}},
+        RATIO | {"ratio": {"bad": "sum(rate(x[$window])", "total": "scalar(rate(y[$window]))"}},
+        FAST,
+    ]
+    (tmp_path / "slo.yml").write_text(yaml.safe_dump({"watchpost_slos": wrong}))
+    done = watchpost("check", tmp_path / "slo.yml")
+    assert done.returncode == 1, done
+    regex, parenthesis, scalar = done.stderr.removeprefix("watchpost slo: ").splitlines()
+    assert regex.startswith("watchpost_slos[0].availability.where: Prometheus says: error parsing regexp"), done.stderr
+    assert parenthesis.startswith("watchpost_slos[1].ratio.bad: Prometheus says: unclosed left parenthesis")
+    assert scalar.startswith("watchpost_slos[1].ratio.total: Prometheus says: expected type instant vector")
+
+
+def test_without_promtool_it_is_said_that_no_query_was_tried(tmp_path, monkeypatch):
+    monkeypatch.setenv("WATCHPOST_CACHE", str(tmp_path))
+    done = watchpost("check")
+    assert done.returncode == 0
+    assert "Not tried by Prometheus's own checker: it is not in the artifact store" in done.stderr
+
+
 @pytest.mark.parametrize("command", ["check", "rules", "import"])
 def test_file_that_is_not_there_is_wrong_usage(tmp_path, command):
     done = watchpost(command, tmp_path / "none.yml")

@@ -24,9 +24,9 @@ from watchpost.ledger import LedgerError, Sent, percentile
 from watchpost.ledger import read as ledger_of
 from watchpost.options import RUN, Json, RunDirectory
 from watchpost.slo import spec
-from watchpost.slo.cli import read_file
+from watchpost.slo.cli import read_file, read_inventory
 from watchpost.verify import SERVICE
-from watchpost.verify_target import TargetError, variables
+from watchpost.verify_target import TargetError
 
 VERDICT = "gate.json"
 #: How sure the comparison must be before it calls a difference real: one false alarm in so many comparisons, at most.
@@ -184,7 +184,7 @@ def promised(service: str, inventory: str = "") -> tuple[float | None, float | N
     They are the inventory's, which may have others than `group_vars/all/slo.yml`; without one, those of the file. Of
     several the strictest counts; None is what nothing is promised of.
     """
-    objectives = spec.read(*variables(inventory, "prometheus", *spec.VARIABLES.values())) if inventory else read_file()
+    objectives = read_inventory(inventory)[0] if inventory else read_file()
     slos = [slo for slo in objectives.slos if slo.service == service]
     shares = [slo.objective for slo in slos if slo.availability and slo.availability.of == "requests"]
     thresholds = [slo.latency.threshold for slo in slos if slo.latency and slo.latency.of == "requests"]

@@ -106,6 +106,19 @@ def problems(objectives: Objectives, retention_days: float) -> list[str]:
     return found
 
 
+def queries(objectives: Objectives) -> Iterator[tuple[str, str]]:
+    """Return each field of the objectives that holds PromQL, and an expression in which it stands as in the rules."""
+    for number, slo in enumerate(objectives.slos):
+        path = f"watchpost_slos[{number}].{slo.kind}"
+        if isinstance(sli := slo.sli, Ratio):
+            written = {"good": sli.good, "bad": sli.bad, "total": sli.total}
+            with_range = _Rules(slo, objectives.time_scale, "")
+            yield from ((f"{path}.{name}", with_range.query(text, BASE)) for name, text in written.items() if text)
+        else:
+            written = {"where": sli.where, "bad": sli.bad if isinstance(sli, Availability) else ""}
+            yield from ((f"{path}.{name}", f"events{{{text}}}") for name, text in written.items() if text)
+
+
 def rule_groups(objectives: Objectives, public_url: str = "") -> list[dict[str, Any]]:
     """Return one group of rules for each objective, as Prometheus's rule files have them.
 
@@ -227,7 +240,7 @@ class _Rules:
     def _total(self, window: str) -> str:
         sli = self.slo.sli
         if isinstance(sli, Ratio):
-            return self._query(sli.total, window)
+            return self.query(sli.total, window)
         return self._rate(self._selector(f"{EVENTS[sli.of][0]}_count", sli.where), window)
 
     def _good(self, window: str) -> str:
@@ -241,16 +254,17 @@ class _Rules:
                 self._rate(self._selector(f"{EVENTS[sli.of][0]}_bucket", sli.where, matcher), window) + " or vector(0)"
             )
         if isinstance(sli, Ratio) and sli.good is not None:
-            return f"{self._query(sli.good, window)} or vector(0)"
+            return f"{self.query(sli.good, window)} or vector(0)"
         if isinstance(sli, Availability):
             bad = self._rate(
                 self._selector(f"{EVENTS[sli.of][0]}_count", sli.where, sli.bad or EVENTS[sli.of][1]), window
             )
         else:
-            bad = self._query(sli.bad or "", window)
+            bad = self.query(sli.bad or "", window)
         return f"clamp_min({self._of(f'slo:sli_total:rate{window}')} - on () ({bad} or vector(0)), 0)"
 
-    def _query(self, query: str, window: str) -> str:
+    def query(self, query: str, window: str) -> str:
+        """Put a window into a query of the user's own, and add up what it finds."""
         return f"sum({outside_strings(query, lambda code: code.replace('$window', self._range(window)))})"
 
     def _ratios(self) -> Iterator[Rule]:

@@ -201,6 +201,11 @@ class Objective(_Strict):
     ratio: Ratio | None = None
 
     @property
+    def kind(self) -> str:
+        """The indicator's field: availability, latency or ratio."""
+        return "availability" if self.availability else "latency" if self.latency else "ratio"
+
+    @property
     def sli(self) -> Availability | Latency | Ratio:
         """The indicator."""
         sli = self.availability or self.latency or self.ratio
