@@ -125,10 +125,13 @@ def test_events_of_running_workers_are_counted_exactly(program, tmp_path):
     }
     slo = {"name": "a", "service": "shop", "objective": 0.99, "availability": {}}
     end = (len(events[200])) * STEP
-    questions = [(f"slo:sli_total:rate30d * {WINDOW}", end), (f"slo:sli_good:rate30d * {WINDOW}", end)]
-    total, good = promtool.ask(program, tmp_path, groups_of([slo], *BUDGET), input_series, questions, STEP)
-    assert total == pytest.approx(sum(map(sum, events.values())), rel=1e-9)
-    assert good == pytest.approx(sum(events[200]), rel=1e-9)
+    series = (f"slo:sli_total:rate30d * {WINDOW}", f"slo:sli_good:rate30d * {WINDOW}", "slo:budget_left:ratio")
+    questions = [(each, end) for each in series]
+    total, good, left = promtool.ask(program, tmp_path, groups_of([slo], *BUDGET), input_series, questions, STEP)
+    bad, everything = sum(events[500]), sum(map(sum, events.values()))
+    assert total == pytest.approx(everything, rel=1e-9)
+    assert good == pytest.approx(everything - bad, rel=1e-9)
+    assert left == pytest.approx(1 - bad / everything / 0.01, rel=1e-9)
 
 
 @pytest.mark.parametrize(

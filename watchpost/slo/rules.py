@@ -49,7 +49,7 @@ class Burn:
 
     It fires when more than `share` of the budget would be spent within `long`, and `short` shows that it goes on:
     the short window is a twelfth of the long one, so that the alert ends soon after its cause. [workbook, "6:
-    Multiwindow, Multi-Burn-Rate Alerts"; the pair of a day and two hours lies between its pages and its ticket]
+    Multiwindow, Multi-Burn-Rate Alerts": its example of rules has all four pairs, its table 5-8 not that of a day]
     """
 
     severity: str
