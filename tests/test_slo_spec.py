@@ -1,5 +1,6 @@
 """Objectives that cannot be meant are refused, each wrong field by name; those of OpenSLO are taken over as a whole."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -288,9 +289,10 @@ def test_malformed_field_is_named(wrong, says):
 # --- the command line
 
 
-def watchpost(*arguments):
+def watchpost(*arguments, **environment):
     command = [sys.executable, "-m", "watchpost", "slo", *map(str, arguments)]
-    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    environment = os.environ | environment
+    return subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_what_is_imported_can_be_checked(tmp_path):
@@ -327,6 +329,16 @@ def test_objectives_and_retention_of_an_inventory_are_checked(tmp_path):
     done = watchpost("check", "--inventory", given, "--retention-days", "30")
     assert done.returncode == 0 and "sound: 95.00% of shop's events are good over 30 days" in done.stdout, done
     assert "tasks-available" not in done.stdout, "those of the project are not added"
+
+
+def test_inventory_of_the_configuration_file_is_that_of_check_too(tmp_path):
+    given = inventory(tmp_path, watchpost_slos=[SOUND])
+    (tmp_path / "watchpost.toml").write_text(f'inventory = "{given}"\n')
+    done = watchpost("check", WATCHPOST_CONFIG=str(tmp_path / "watchpost.toml"))
+    assert done.returncode == 0 and f"Of {given}:\nsound: 99.00%" in done.stdout, done
+    (tmp_path / "watchpost.toml").write_text("[slo]\nretention-days = 20\n")
+    done = watchpost("check", WATCHPOST_CONFIG=str(tmp_path / "watchpost.toml"))
+    assert done.returncode == 1 and "prometheus_retention_days is 20" in done.stderr, done
 
 
 def test_rules_of_an_inventory_lead_to_its_own_address(tmp_path):
