@@ -72,7 +72,8 @@ def main() -> None:
     try:
         given = configuration(COMMANDS, {name: flags(command) for name, command in commands.items()})
     except ConfigurationError as error:
-        sys.exit(f"watchpost: {error}")
+        sys.stderr.write(f"watchpost: {error}\n")
+        sys.exit(2)  # wrong usage
     # Those of a group go to each of its commands, of which each takes what it knows.
     defaults = {name: dict.fromkeys(commands_of(commands[name]), values) or values for name, values in given.items()}
     group(default_map=defaults, auto_envvar_prefix="WATCHPOST")
