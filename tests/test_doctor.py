@@ -66,6 +66,11 @@ def broken(**changes):
     return found
 
 
+def problem(check, words, component=""):
+    """What preflight says of a problem."""
+    return {"check": check, "problem": words, "component": component}
+
+
 def told(found):
     return [(finding.check, finding.subject) for finding in judge("one", found)]
 
@@ -77,8 +82,10 @@ def test_nothing_is_found_on_a_sound_host():
 @pytest.mark.parametrize(
     ("changes", "check", "subject", "words"),
     [
-        ({"problems": [{"check": "clock", "problem": "9 s behind"}]}, "clock", "one", "9 s behind"),
-        ({"problems": [{"check": "disk", "problem": "too much"}]}, "disk", "one", "too much"),
+        ({"problems": [problem("host", "riscv64")]}, "host", "one", "riscv64"),
+        ({"problems": [problem("clock", "9 s behind")]}, "clock", "one", "9 s behind"),
+        ({"problems": [problem("disk", "too much")]}, "disk", "one", "too much"),
+        ({"problems": [problem("host", "port 1 is taken", "loki")]}, "host", "loki", "port 1 is taken"),
         (
             {"facts__names": {"shop.test": {"error": "no such name", "variable": "prometheus_remote_write"}}},
             "names",
@@ -188,12 +195,16 @@ def test_what_follows_from_a_fault_is_not_told():
     assert told(broken(**consequences)) == [("services", "loki")]
     cause = {"facts__components__loki__refused": "no such field", "facts__components__loki__altered": ["x"]}
     assert told(broken(**consequences, **cause)) == [("configuration", "loki")]
+    taken = [problem("host", "port 1 is taken", "loki")]
+    assert told(broken(**consequences, **cause, problems=taken)) == [("host", "loki")]
 
 
 def test_a_bare_host_is_one_finding():
     bare = {"generation": "", "access": ["no such user"], "incomplete": "no such file"}
     found = broken(facts__components={"loki": bare}, facts__units={}, due=[{"name": "loki", "reasons": ["no key"]}])
     assert told(found) == [("services", "one")]
+    taken = [problem("host", "port 1 is taken", "loki")]
+    assert told(found | {"problems": taken}) == [("host", "loki"), ("services", "one")]
 
 
 def test_two_faults_of_two_components_are_both_told():

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from textwrap import indent
 from typing import Annotated, Any
@@ -124,18 +125,20 @@ def outcomes(said: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def judge(host: str, found: Mapping[str, Any]) -> list[Finding]:
     """Return what is wrong with a host, without what follows from something else that is."""
     facts = found["facts"]
-    refused = [Finding(host, each["check"], host, each["problem"], _remedy(each)) for each in found.get("problems", [])]
+    problems = found.get("problems", [])
     if not any(each["generation"] for each in facts["components"].values()):
+        refused = [_refused(host, each) for each in problems]
         return [*refused, Finding(host, "services", host, "nothing of Watchpost is deployed here", f"run {SITE}")]
     findings = [
-        *refused,
+        *(_refused(host, each) for each in problems if not each["component"]),
         *_names(host, facts),
         *_disks(host, facts),
         *_authority(host, found),
     ]
     due = {each["name"]: each["reasons"] for each in found.get("due", [])}
     for name in sorted(facts["components"].keys() | due.keys()):
-        findings += first(_component(host, name, facts, due.get(name, [])))
+        own = (_refused(host, each) for each in problems if each["component"] == name)
+        findings += first(chain(own, _component(host, name, facts, due.get(name, []))))
     findings += _other_units(host, facts)
     explained = {finding.subject for finding in findings if finding.explains}
     findings += [each for each in _queues(host, facts) if not explained & {each.subject, "otel_collector"}]
@@ -152,12 +155,14 @@ def first(findings: Iterable[Finding]) -> list[Finding]:
     return told
 
 
-def _remedy(problem: Mapping[str, str]) -> str:
-    return {
+def _refused(host: str, problem: Mapping[str, str]) -> Finding:
+    """Return what would have preflight refuse the host, as a finding."""
+    remedy = {
         "clock": "let systemd-timesyncd or chrony set it: timedatectl set-ntp true",
         "disk": "keep less (group_vars/all/retention.yml), or give the host a larger disk",
         "variables": "correct it in the inventory",
     }.get(problem["check"], "the message says what; a run of site.yml would be refused until then")
+    return Finding(host, problem["check"], problem["component"] or host, problem["problem"], remedy)
 
 
 def _names(host: str, facts: Mapping[str, Any]) -> Iterator[Finding]:
