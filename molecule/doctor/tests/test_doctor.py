@@ -38,7 +38,7 @@ while True:
         time.sleep(0.2)  # between two questions
 """
 
-# On the host: signs a component's certificate anew, for its own key and names, until so many days from now.
+# On the host: signs a component's certificate anew, for its own key and names, until so many days from now; where to.
 SIGN = """
 import datetime, sys
 from pathlib import Path
@@ -55,7 +55,7 @@ new = new.not_valid_before(now - datetime.timedelta(days=9)).not_valid_after(now
 for extension in old.extensions:
     new = new.add_extension(extension.value, extension.critical)
 signed = new.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-(pki / name / "tls.crt").write_bytes(signed)
+(pki / name / sys.argv[3]).write_bytes(signed)
 """
 
 # A Python that is 1000 seconds behind: the test host has this machine's own clock, which must stay right.
@@ -80,23 +80,31 @@ def receiver_resolves(host):
 
 
 @pytest.fixture
-def doctor(host, tmp_path):
-    """Run `watchpost doctor` as a person does, against an inventory with more settings; return its findings."""
+def command(tmp_path):
+    """Run `watchpost doctor` as a person does, against an inventory with more hosts, or more settings of the one."""
 
-    def doctor(**settings):
+    def command(hosts):
         inventory = tmp_path / "inventory"
         inventory.mkdir(exist_ok=True)
         for entry in INVENTORY.iterdir():
             link = inventory / entry.name
             if not link.exists():
                 link.symlink_to(entry.resolve())
-        if settings:
-            more = {"watchpost": {"hosts": {host.backend.get_hostname(): settings}}}
-            (inventory / "settings.yml").write_text(yaml.safe_dump(more))
+        (inventory / "more.yml").write_text(yaml.safe_dump({"watchpost": {"hosts": hosts}}))
         command = [sys.executable, "-m", "watchpost", "doctor", "--json", f"--inventory={inventory}"]
         done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
         assert "Traceback" not in done.stderr and done.stdout, done.stderr
-        report = json.loads(done.stdout)
+        return done, json.loads(done.stdout)
+
+    return command
+
+
+@pytest.fixture
+def doctor(host, command):
+    """Run it with more settings; return its findings."""
+
+    def doctor(**settings):
+        done, report = command({host.backend.get_hostname(): settings})
         assert done.returncode == bool(report["findings"]), done
         return report["findings"]
 
@@ -223,7 +231,7 @@ def keep(host, after, file):
 def certificate_close_to_its_end(host, after):
     after(restart, host, "loki")
     keep(host, after, f"{PKI}/loki/tls.crt")
-    host.check_output("python3 -c %s loki 10", SIGN)
+    host.check_output("python3 -c %s loki 10 tls.crt", SIGN)
     restart(host, "loki")
 
 
@@ -231,7 +239,7 @@ def certificate_close_to_its_end(host, after):
 def certificate_that_has_expired(host, after):
     after(restart, host, "loki")
     keep(host, after, f"{PKI}/loki/tls.crt")
-    host.check_output("python3 -c %s loki -1", SIGN)
+    host.check_output("python3 -c %s loki -1 tls.crt", SIGN)
     host.check_output("systemctl restart watchpost-loki")
 
 
@@ -244,7 +252,7 @@ def key_of_another_certificate(host, after):
 @failure("certificates", "grafana", "an old certificate is still shown: port 3000 (grafana.https)", together=True)
 def renewed_certificate_without_a_restart(host, after):
     keep(host, after, f"{PKI}/grafana/tls.crt")
-    host.check_output("python3 -c %s grafana 80", SIGN)
+    host.check_output("python3 -c %s grafana 80 tls.crt", SIGN)
 
 
 @failure("configuration", "otel_collector", "does not accept its configuration", "invalid keys: labels")
@@ -404,18 +412,78 @@ def test_failures_at_the_same_time_are_each_found_and_nothing_else(host, doctor)
             assert word in found["problem"]
 
 
-def test_nothing_is_found_on_a_sound_host_and_nothing_is_changed(host, doctor):
-    def queues_are_empty():
-        return not doctor()
+@pytest.fixture
+def certificate_of_ones_own(host, tmp_path):
+    """Another certificate for the gateway than its identity, as a person may bring one; how the inventory names it."""
+    public = f"{PKI}/gateway/public"
+    host.check_output(f"rm {public}.crt && python3 -c %s gateway 80 public.crt", SIGN)
+    host.check_output(f"cp --remove-destination -a {PKI}/gateway/tls.key {public}.key")
+    for kind in ("crt", "key"):
+        (tmp_path / kind).write_text(host.check_output(f"cat {public}.{kind}") + "\n")
+    yield {"pki_gateway_certificate": str(tmp_path / "crt"), "pki_gateway_key": str(tmp_path / "key")}
+    for kind in ("crt", "key"):
+        host.check_output(f"ln -sfn tls.{kind} {public}.{kind}")
+    restart(host, "gateway")
 
+
+@pytest.fixture
+def disk_of_its_own(host):
+    """What a file system has in its root, and a file that a service has made read-only by itself."""
+    state = "/var/lib/watchpost/loki"
+    host.check_output(f"install -d -m 700 {state}/lost+found")
+    host.check_output(f"install -o watchpost-loki -m 400 /dev/null {state}/finished")
+    yield
+    host.check_output(f"rmdir {state}/lost+found && rm {state}/finished")
+
+
+def test_nothing_is_found_on_a_sound_host_and_nothing_is_changed(
+    host, doctor, certificate_of_ones_own, disk_of_its_own
+):
+    def nothing_is_found():
+        return not doctor(**certificate_of_ones_own)
+
+    (stale,) = doctor(**certificate_of_ones_own)
+    assert (
+        "port 443 (gateway.https) shows another certificate than /etc/watchpost/pki/gateway/public" in stale["problem"]
+    )
+    restart(host, "gateway")
     host.check_output("touch /run/before && sleep 0.1")  # a file's age has the kernel's tick as its unit
-    wait_until(queues_are_empty, 120)
+    wait_until(nothing_is_found, 120)
     where = "/etc /opt /usr /var/lib -xdev -cnewer /run/before"  # a file's mode and owner too
     assert host.check_output(f"find {where} -not -path '/var/lib/watchpost*' -not -path '*/systemd/*'") == ""
 
 
-def test_host_that_cannot_be_reached_is_no_sound_one(tmp_path):
-    (tmp_path / "hosts.yml").write_text("watchpost: {hosts: {nowhere: {ansible_host: 127.0.0.1, ansible_port: 1}}}\n")
-    command = [sys.executable, "-m", "watchpost", "doctor", f"--inventory={tmp_path}"]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
-    assert done.returncode == 2 and "nowhere cannot be reached" in done.stderr and not done.stdout
+@pytest.fixture
+def visitor(host):
+    """A user of the host who has a password and may become root by it."""
+    host.check_output("useradd --create-home visitor && echo visitor:right | chpasswd")
+    host.check_output("echo 'visitor ALL=(ALL) ALL' > /etc/sudoers.d/visitor")
+    host.check_output("install -d -o visitor ~visitor/.ssh && install -o visitor ~/.ssh/authorized_keys ~visitor/.ssh")
+    yield "visitor"
+    host.check_output("userdel --force --remove visitor && rm /etc/sudoers.d/visitor")  # Ansible's connection stays
+
+
+def test_hosts_that_cannot_be_looked_at_are_named_with_the_reason_and_are_no_sound_ones(host, command, visitor):
+    name = host.backend.get_hostname()
+    groups = yaml.safe_load((INVENTORY / f"{name}.yml").read_text())["all"]["children"]
+    reached = groups["watchpost"]["hosts"][name]
+    as_visitor = reached | {"ansible_user": visitor, "ansible_become": True}
+    nowhere = {"ansible_host": "127.0.0.1", "ansible_port": 1}
+    done, report = command(
+        {
+            "away": reached | nowhere,
+            "guarded": as_visitor | {"ansible_become_password": "wrong"},
+            "unprivileged": as_visitor | {"ansible_become": False},
+            "bare": reached | {"ansible_python_interpreter": "/nowhere/python3"},
+        }
+    )
+    for words in (
+        "away: cannot be reached: ",
+        ". Do: let ssh lead there from this machine; ansible_host, ansible_port",
+        "guarded: Gathering Facts: Incorrect sudo password. Do: give it as ansible_become_password",
+        "unprivileged: doctor : Look at services, files, names, disks and queues: Ansible is not root on the host",
+        "bare: Gathering Facts: The module interpreter '/nowhere/python3' was not found. Do: install Python 3.11",
+    ):
+        assert words in done.stderr
+    assert done.returncode == 2 and report["hosts"] == [name], "the others are looked at"
+    assert len(report["unseen"]) == 4 and not report["ok"] and not report["findings"]
