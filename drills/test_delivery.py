@@ -48,11 +48,16 @@ def failed(outcomes):
     return [each["stage"] for each in outcomes if not each["passed"]]
 
 
-def test_good_release_is_delivered_time_after_time(release, deliveries):
+def test_good_release_is_delivered_time_after_time(release, deliveries, tmp_path, monkeypatch):
+    """And no run is found to be worse than the first."""
+    good = str(tmp_path / "good.json")
+    monkeypatch.setenv("WATCHPOST_GATE_SAVE_BASELINE", good)
     for _ in range(deliveries):
         done, report, outcomes = release()
         assert done.returncode == 0, done.stdout[-3000:]
         assert report.startswith("# Delivered") and not failed(outcomes)
+        monkeypatch.delenv("WATCHPOST_GATE_SAVE_BASELINE", raising=False)
+        monkeypatch.setenv("WATCHPOST_GATE_BASELINE", good)
 
 
 def test_jenkinsfile_s_commands_pass_in_order_and_leave_its_artifacts(appliance, left_out):
@@ -101,8 +106,7 @@ def test_broken_release_is_stopped_at_deploy_and_the_old_one_goes_on(release, ap
     with broken_checkout(tmp_path) as checkout:
         done, report, outcomes = release(checkout=checkout)
     assert done.returncode == 1 and failed(outcomes) == ["deploy"], done.stdout[-3000:]
-    assert "Not delivered: deploy failed" in report and "taskboard" in report
-    assert "this release is broken" in (tmp_path.parent / "run/deploy.log").read_text() or "broken" in report
+    assert "Not delivered: deploy failed" in report and "this release is broken" in report
     assert appliance.shell("readlink /opt/watchpost/taskboard/current") == version
 
 

@@ -30,10 +30,11 @@ class TaskManager:
         if request.method in self.fails:
             return 500, {}
         if request.url.path == "/api/tasks" and request.method == "POST":
-            if not json.loads(request.content).get("title"):
+            body = json.loads(request.content)
+            if not body.get("title"):
                 return 422, {}
-            self.tasks[len(self.seen) + 1] = True
-            return 201, {"id": len(self.seen) + 1}
+            self.tasks[len(self.seen) + 1] = {"id": len(self.seen) + 1} | body
+            return 201, self.tasks[len(self.seen) + 1]
         if request.url.path == "/api/tasks":
             return (422, {}) if request.url.params.get("limit") == "0" else (200, {"items": []})
         if number not in self.tasks:
@@ -41,7 +42,9 @@ class TaskManager:
         if request.method == "DELETE":
             del self.tasks[number]
             return 204, None
-        return 200, {"id": number}
+        if request.method == "PATCH":
+            self.tasks[number] |= json.loads(request.content)
+        return 200, self.tasks[number]
 
 
 def play(manager, file=None, **changes):
@@ -60,6 +63,29 @@ def test_each_answer_is_known_beforehand():
     made = [sent.operation for sent in ledger.sent]
     assert made.count(Operation.CREATE) >= 200 and set(made) == set(Operation)
     assert tidy(people) == 0 and not manager.tasks
+
+
+@pytest.mark.parametrize(
+    ("method", "answer", "operation"),
+    [
+        ("GET", {"id": 1, "title": "somebody else's"}, Operation.READ),
+        ("PATCH", {}, Operation.EDIT),
+        ("POST", {"id": 1, "title": ""}, Operation.CREATE),
+    ],
+)
+def test_answer_that_holds_something_else_is_not_the_expected_one(method, answer, operation):
+    manager = TaskManager()
+
+    def other(request):
+        answered = manager(request)
+        if request.method == method and answered.is_success and not request.url.path.endswith("/complete"):
+            listed = request.url.path == "/api/tasks" and method == "GET"
+            return answered if listed else httpx.Response(answered.status_code, json=answer)
+        return answered
+
+    ledger, _ = play(other)
+    wrong = {sent.operation for sent in ledger.sent if sent.reached and not sent.as_expected}
+    assert operation in wrong and all(" not " in sent.error for sent in ledger.sent if sent.operation == operation)
 
 
 def test_everybody_tidies_at_once_and_tells_how_far_it_is():

@@ -7,6 +7,7 @@ Tempo, Loki and Prometheus gave when they were recorded. The real ones are asked
 import base64
 import json
 import re
+import xml.etree.ElementTree as ET
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -16,7 +17,8 @@ from typer.testing import CliRunner
 
 from watchpost import verify, verify_target
 from watchpost.cli import command_line
-from watchpost.ledger import Sent
+from watchpost.ledger import Ledger, Sent
+from watchpost.ledger import Run as Recorded
 from watchpost.verify import LABELS, LINKS, Missing, Run, State, follow, judge_trace, risen
 from watchpost.verify_grafana import Grafana, Span, lines_of, spans_of
 
@@ -55,6 +57,8 @@ class Appliance:
     def api(self, request, path):
         version, trace_id, span_id, flags = request.headers["traceparent"].split("-")
         assert (version, flags) == ("00", "01")
+        if "away" in self.broken:
+            return httpx.Response(502, text="bad gateway")
         route, status, body = re.sub(r"\d+", "<int:task_id>", path), 200, {}
         number = int(re.sub(r"\D", "", path) or 0)
         if "requests" in self.broken and request.method == "PATCH":
@@ -91,8 +95,10 @@ class Appliance:
             told = [] if "receivers" in self.broken else ["team"]
             return httpx.Response(200, json=[{"name": name} for name in ("heartbeat", "nobody", *told)])
         if path == "/api/ds/query":
-            queries = json.loads(request.content)["queries"]
-            return self.query(queries[0]) if queries else httpx.Response(400, json={"message": "No queries found"})
+            asked = json.loads(request.content)
+            if not asked["queries"]:
+                return httpx.Response(400, json={"message": "No queries found"})
+            return self.query(asked["queries"][0], before=int(asked["to"]) < 0)
         return httpx.Response(200, json=[])
 
     def tempo(self, trace_id):
@@ -132,7 +138,7 @@ class Appliance:
     def server_span(trace_id):
         return trace_id[:16]
 
-    def query(self, query):
+    def query(self, query, before):
         uid = query["datasource"]["uid"]
         if uid in self.broken:
             why = f'Get "https://127.0.0.1/{uid}?query=long": dial tcp: connection refused'
@@ -140,7 +146,7 @@ class Appliance:
         if query["expr"] == "up":
             frames = self.up()
         else:
-            frames = self.loki(query["expr"]) if uid == "loki" else self.prometheus()
+            frames = self.loki(query["expr"]) if uid == "loki" else self.prometheus(before)
         return httpx.Response(200, json={"results": {"A": {"status": 200, "frames": frames}}})
 
     def loki(self, expression):
@@ -171,7 +177,9 @@ class Appliance:
             )
         return frames
 
-    def prometheus(self):
+    def prometheus(self, before):
+        if before:  # the ledger's requests were made
+            return []
         counts = Counter((method, route, status) for method, route, status, *_ in self.seen)
         if counts and self.others:
             counts["GET", "/api/tasks", 200] += self.others
@@ -461,6 +469,58 @@ def test_alerts_that_nobody_is_told_of_are_noted_and_no_fault(command):
     assert answer.exit_code == 0
     assert "Note: nobody is told of alerts" in answer.stdout
     assert "Note:" not in command(Appliance()).stdout
+
+
+def ledger_of(appliance, file, *paths):
+    """Have requests made before `verify` is called, and the ledger of them written."""
+    appliance.tasks[7] = "a task"
+    with httpx.Client(base_url="https://appliance.test", transport=httpx.MockTransport(appliance)) as client:
+        ledger = Ledger(client, file=file)
+        ledger.begin(Recorded("r7", "https://appliance.test", 0.0))
+        for path in paths:
+            ledger.send("GET", path, 200)
+    return len(appliance.seen)
+
+
+def test_requests_of_a_ledger_are_looked_for_and_none_is_made(command, tmp_path):
+    appliance, file = Appliance(), tmp_path / "ledger.jsonl"
+    made = ledger_of(appliance, file, *["/api/tasks/7"] * 5)
+    done = command(appliance, "--ledger", str(file), "--json")
+    assert done.exit_code == 0 and len(appliance.seen) == made
+    verdict = json.loads((tmp_path / "verify.json").read_text())
+    assert verdict == json.loads(done.stdout)
+    assert (verdict["run"], verdict["traces"], verdict["ok"]) == ("r7", 5, True)
+    cases = ET.parse(tmp_path / "verify.xml").getroot()
+    assert {case.get("name") for case in cases} == {link.name for link in LINKS}
+    assert not cases.findall("case/failure")
+
+
+@pytest.mark.parametrize("signal", ["traces", "logs", "metrics"])
+def test_signal_that_a_ledger_s_requests_lack_is_named(command, tmp_path, signal):
+    appliance, file = Appliance(broken={signal}), tmp_path / "ledger.jsonl"
+    ledger_of(appliance, file, "/api/tasks/7")
+    assert command(appliance, "--ledger", str(file)).exit_code == 1
+    assert json.loads((tmp_path / "verify.json").read_text())["missing"] == [signal]
+    failed = [
+        case.get("name") for case in ET.parse(tmp_path / "verify.xml").getroot() if case.find("failure") is not None
+    ]
+    assert failed == [signal]
+
+
+def test_ledger_whose_requests_reached_nobody_proves_nothing(command, tmp_path):
+    file = tmp_path / "ledger.jsonl"
+    ledger_of(Appliance(broken={"away"}), file, "/api/tasks", "/api/tasks")
+    done = command(Appliance(), "--ledger", str(file))
+    assert done.exit_code == 1
+    assert "of the ledger's 2 requests none reached the application" in done.stdout
+
+
+def test_wrong_answers_in_a_ledger_are_the_gate_s_business(command, tmp_path):
+    appliance, file = Appliance(), tmp_path / "ledger.jsonl"
+    ledger_of(appliance, file, "/api/tasks/7")
+    file.write_text(file.read_text().replace('"expected": 200', '"expected": 201'))
+    done = command(appliance, "--ledger", str(file))
+    assert done.exit_code == 0 and "1 of 1 answered wrongly" in done.stdout
 
 
 def test_the_password_is_never_printed(command):

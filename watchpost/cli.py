@@ -64,5 +64,6 @@ def main() -> None:
     try:
         defaults = configuration(COMMANDS, loaded)
     except ConfigurationError as error:
-        sys.exit(f"watchpost: {error}")
+        sys.stderr.write(f"watchpost: {error}\n")
+        sys.exit(2)  # wrong usage
     group(default_map=defaults, auto_envvar_prefix="WATCHPOST")

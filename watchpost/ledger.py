@@ -11,7 +11,7 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,8 +55,8 @@ class Sent:
 
     @property
     def as_expected(self) -> bool:
-        """Whether the answer is the one that this request must get."""
-        return self.status == self.expected
+        """Whether the answer is the one that this request must get, by its status and by what it holds."""
+        return self.status == self.expected and not self.error
 
     def __str__(self) -> str:
         """Name the request for a person."""
@@ -72,6 +72,7 @@ class Run:
     started: float  # Unix seconds
     application: str = ""  # which version answered
     seed: int = 0
+    scenario: str = ""  # what was asked for, in words: only runs of the same can be compared
 
 
 @dataclass
@@ -99,11 +100,12 @@ class Ledger:
         body: object = None,
         reads_database: bool = True,
         operation: str = "",
+        holds: Mapping[str, object] | None = None,
     ) -> tuple[Sent, dict[str, Any]]:
         """Send one sampled request with its own `traceparent` (W3C Trace Context, level 1).
 
-        Returns it and its JSON answer, which an empty mapping when the answer is not the expected one or has no
-        JSON object; the ledger knows why.
+        `holds` are fields that the answer must have. Returns the request and its JSON answer, which is an empty mapping
+        when the answer is not the expected one or has no JSON object; the ledger knows why.
         """
         trace_id, span_id = secrets.token_hex(16), secrets.token_hex(8)
         status, error, answer = 0, "", {}
@@ -115,6 +117,7 @@ class Ledger:
             status = response.status_code
             if status == expected and response.content:
                 answer = response.json()
+                error = _lacks(answer, holds or {})
         except httpx.HTTPError as caught:
             error = f"{type(caught).__name__}: {caught}"
         except ValueError:
@@ -137,6 +140,13 @@ class Ledger:
     def reached(self) -> list[Sent]:
         """The requests that the application answered."""
         return [sent for sent in self.sent if sent.reached]
+
+
+def _lacks(answer: object, holds: Mapping[str, object]) -> str:
+    """Say what an answer does not hold that it must; empty when it holds all."""
+    has = answer if isinstance(answer, dict) else {}
+    wrong = [name for name, value in holds.items() if has.get(name) != value]
+    return f"{wrong[0]} is {has.get(wrong[0])!r}, not {holds[wrong[0]]!r}" if wrong else ""
 
 
 def read(file: Path) -> tuple[Run, list[Sent]]:

@@ -213,8 +213,8 @@ def recorded_requests(run: Run) -> str:
         run.counted_before = server_counts(run, run.started - 1)
     except AskError:
         run.counted_before = None  # the link `metrics` will tell
-    if not run.sent:
-        raise Missing("the ledger has no request")
+    if not any(sent.reached for sent in run.sent):
+        raise Missing(f"of the ledger's {len(run.sent)} requests none reached the application")
     return wrong_answers(run.sent) or f"{len(run.sent)} answered as expected"
 
 
@@ -588,7 +588,8 @@ def verify(
     missing = [result for result in results if result.state is State.MISSING]
     report = {"url": target.url, "ok": not missing, "missing": [result.link for result in missing]}
     report |= {"traces": len(run.served), "notes": run.notes, "links": [asdict(result) for result in results]}
-    if ledger:
+    if ledger and recorded:
+        report["run"] = recorded[0].id
         ledger.with_name(VERDICT).write_text(json.dumps(report, indent=2) + "\n")
         junit.write(ledger.with_name("verify.xml"), "watchpost verify", [_case(result) for result in results])
     if as_json:

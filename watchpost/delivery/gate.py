@@ -20,7 +20,7 @@ from rich.table import Table
 
 from watchpost import junit
 from watchpost.delivery.traffic import LEDGER
-from watchpost.ledger import LedgerError, Sent, percentile
+from watchpost.ledger import LedgerError, Run, Sent, percentile
 from watchpost.ledger import read as ledger_of
 from watchpost.options import RUN, Json, RunDirectory
 from watchpost.slo import spec
@@ -29,8 +29,10 @@ from watchpost.verify import SERVICE
 from watchpost.verify_target import TargetError, variables
 
 VERDICT = "gate.json"
-#: How sure the comparison must be before it calls a difference real: one false alarm in so many comparisons, at most.
+#: Share of comparisons that may call a difference real which is none, as long as requests are independent.
 FALSE_ALARMS = 1 / 1000
+PERCENTILE = 0.95  # of the latency that is limited
+FEWEST = 10  # requests of an operation in each run: with fewer no difference could be told from chance
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def judge(sent: Sequence[Sent], limits: Limits) -> list[Check]:
     total = len(sent)
     bad = sum(not each.available for each in sent)
     wrong = sum(not each.as_expected for each in sent)
-    p95 = percentile([each.seconds for each in sent], 0.95)
+    p95 = percentile([each.seconds for each in sent], PERCENTILE)
     checks = [Check("requests", str(total), f"at least {limits.least}", total >= limits.least, "fewer prove nothing")]
     if not total:
         return checks
@@ -92,8 +94,8 @@ def judge(sent: Sequence[Sent], limits: Limits) -> list[Check]:
         ),
         Check(
             "P95",
-            f"{1000 * p95:.0f} ms",
-            f"at most {1000 * limits.p95:.0f} ms",
+            f"{1000 * p95:.1f} ms",
+            f"at most {1000 * limits.p95:g} ms",
             p95 <= limits.p95,
             f"slowest request: {1000 * max(each.seconds for each in sent):.0f} ms",
         ),
@@ -108,58 +110,86 @@ class Baseline:
     """An earlier run that was good: latencies in seconds by operation, requests and wrong answers."""
 
     run: str
+    scenario: str
     latencies: dict[str, list[float]]
     requests: int
     wrong: int
 
 
-def baseline_of(run: str, sent: Sequence[Sent]) -> Baseline:
+def baseline_of(run: Run, sent: Sequence[Sent]) -> Baseline:
     """Return what later runs are compared with."""
     latencies: dict[str, list[float]] = {}
     for each in sent:
         latencies.setdefault(each.operation, []).append(round(each.seconds, 6))
-    return Baseline(run, latencies, len(sent), sum(not each.as_expected for each in sent))
+    return Baseline(run.id, run.scenario, latencies, len(sent), sum(not each.as_expected for each in sent))
 
 
-def compare(sent: Sequence[Sent], baseline: Baseline, slower_by: float) -> list[Check]:
-    """Say of each operation whether it has become slower, and of all together whether more fail.
+def compare(made: Run, sent: Sequence[Sent], baseline: Baseline, slower_by: float) -> list[Check]:
+    """Say whether this run is worse than an earlier one of the same scenario, by more than chance explains.
 
-    Slower is an operation when its median exceeds `slower_by` times the earlier one and chance hardly explains that:
-    a one-sided Mann-Whitney U test (Mann and Whitney 1947), which asks no shape of the latencies' distribution. More
-    fail when Fisher's exact test, one-sided, says so. The level is FALSE_ALARMS, shared by all tests of a run
-    (Bonferroni's correction), so that noise fails a build once in a thousand runs, at most.
+    Three questions, each answered by a one-sided test whose null hypothesis is the harmless case:
+
+    - an operation's typical latency, by Mann and Whitney's U test of its latencies now against the earlier ones times
+      `slower_by`: being slower by that factor, or less, is no alarm (doi:10.1214/aoms/1177730491);
+    - the slowest: how many requests took longer than `slower_by` times the earlier P95 of their operation, against how
+      many took longer than that P95 then, by Fisher's exact test;
+    - errors: how many answers are wrong, now and then, by Fisher's exact test.
+
+    The level is shared by all of them (Bonferroni), so that together they raise a false alarm in FALSE_ALARMS of the
+    comparisons at most, if a run's requests are independent of each other. An operation with fewer than FEWEST
+    requests in either run is not judged by itself. Raises LedgerError when the runs did not do the same.
     """
     from scipy import stats  # type: ignore[import-untyped]  # no types; a second to load: only when it is needed
 
-    now = baseline_of("", sent)
-    both = sorted(now.latencies.keys() & baseline.latencies.keys())
-    level = FALSE_ALARMS / (len(both) + 1)
+    now = baseline_of(made, sent)
+    if now.scenario != baseline.scenario:
+        raise LedgerError(
+            f"run {now.run} cannot be compared with run {baseline.run}, which did something else: "
+            f"{baseline.scenario or 'it is not known what'}; this one: {now.scenario or 'it is not known what'}"
+        )
+    both = sorted(
+        operation
+        for operation in now.latencies.keys() & baseline.latencies.keys()
+        if min(len(now.latencies[operation]), len(baseline.latencies[operation])) >= FEWEST
+    )
+    level = FALSE_ALARMS / (len(both) + 2)
     checks = []
+    slow, slow_then = [0, 0], [0, 0]  # slow requests, and the others
     for operation in both:
         new, old = now.latencies[operation], baseline.latencies[operation]
+        allowed = [slower_by * each for each in old]
         ratio = percentile(new, 0.5) / max(percentile(old, 0.5), 1e-9)
-        chance = float(stats.mannwhitneyu(new, old, alternative="greater").pvalue)
+        chance = float(stats.mannwhitneyu(new, allowed, alternative="greater").pvalue)
         checks.append(
             Check(
                 f"{operation} against run {baseline.run}",
                 f"{ratio:.2f} times",
-                f"at most {slower_by:.2f} times",
-                ratio <= slower_by or chance > level,
+                f"at most {slower_by:g} times",
+                chance > level,
                 f"median {1000 * percentile(new, 0.5):.1f} ms, was {1000 * percentile(old, 0.5):.1f} ms; "
                 f"by chance with probability {chance:.2g}, {len(new)} and {len(old)} requests",
             )
         )
-    table = [[now.wrong, now.requests - now.wrong], [baseline.wrong, baseline.requests - baseline.wrong]]
-    chance = float(stats.fisher_exact(table, alternative="greater").pvalue)
-    checks.append(
-        Check(
-            f"errors against run {baseline.run}",
-            f"{now.wrong} of {now.requests}",
-            f"no more than {baseline.wrong} of {baseline.requests}, but by chance",
-            chance > level,
-            f"by chance with probability {chance:.2g}",
+        tail = percentile(old, 0.95)
+        for counts, latencies, bound in ((slow, new, slower_by * tail), (slow_then, old, tail)):
+            over = sum(each > bound for each in latencies)
+            counts[0] += over
+            counts[1] += len(latencies) - over
+    wrong, wrong_then = [now.wrong, now.requests - now.wrong], [baseline.wrong, baseline.requests - baseline.wrong]
+    for name, counts, then, why in (
+        ("slow requests", slow, slow_then, f"slower than {slower_by:g} times the earlier P95; earlier, than that P95"),
+        ("errors", wrong, wrong_then, "answers that are not the expected ones"),
+    ):
+        chance = float(stats.fisher_exact([counts, then], alternative="greater").pvalue)
+        checks.append(
+            Check(
+                f"{name} against run {baseline.run}",
+                f"{counts[0]} of {sum(counts)}",
+                f"no more than {then[0]} of {sum(then)}, but by chance",
+                chance > level,
+                f"{why}; by chance with probability {chance:.2g}",
+            )
         )
-    )
     return checks
 
 
@@ -179,15 +209,20 @@ def read_baseline(file: Path) -> Baseline:
 
 
 def promised(service: str, inventory: str = "") -> tuple[float | None, float | None]:
-    """Return what the objectives promise of a service's requests: availability, and the latency in seconds.
+    """Return what the objectives promise of a service's requests: availability, and the latency in seconds of its P95.
 
     They are the inventory's, which may have others than `group_vars/all/slo.yml`; without one, those of the file. Of
-    several the strictest counts; None is what nothing is promised of.
+    several the strictest counts; None is what nothing is promised of. That 95 % or more are faster than a threshold
+    means that the P95 is below it; what is promised of fewer says nothing of the P95.
     """
     objectives = spec.read(*variables(inventory, "prometheus", *spec.VARIABLES.values())) if inventory else read_file()
     slos = [slo for slo in objectives.slos if slo.service == service]
     shares = [slo.objective for slo in slos if slo.availability and slo.availability.of == "requests"]
-    thresholds = [slo.latency.threshold for slo in slos if slo.latency and slo.latency.of == "requests"]
+    thresholds = [
+        slo.latency.threshold
+        for slo in slos
+        if slo.latency and slo.latency.of == "requests" and slo.objective >= PERCENTILE
+    ]
     return max(shares, default=None), min(thresholds, default=None)
 
 
@@ -214,7 +249,7 @@ def gate(
         Path | None, typer.Option(help="If the run is good, keep it here for later runs to be compared with.")
     ] = None,
     slower_by: Annotated[
-        float, typer.Option(min=1, help="How many times an operation's earlier median its present one may be.")
+        float, typer.Option(min=1, help="How many times slower than the earlier run each operation may be.")
     ] = 1.5,
     as_json: Json = False,
 ) -> None:
@@ -224,7 +259,8 @@ def gate(
     says otherwise.
 
     Reads RUN/ledger.jsonl, which `watchpost traffic` wrote; needs no appliance. Writes RUN/gate.json and RUN/gate.xml
-    (JUnit). A difference from the baseline counts only when it is large and chance does not explain it.
+    (JUnit). A difference from the baseline counts only when it is larger than allowed and chance does not explain it;
+    the baseline must be of the same scenario.
 
     Exit code: 0 good, 1 a limit is not kept (with the numbers), 2 wrong usage, or a file cannot be read.
     """
@@ -239,15 +275,15 @@ def gate(
         )
         checks = judge(sent, limits)
         if baseline and sent:
-            checks += compare(sent, read_baseline(baseline), slower_by)
+            checks += compare(made, sent, read_baseline(baseline), slower_by)
         good = all(check.passed for check in checks)
         verdict = {"run": made.id, "ok": good, "failures": [check.failure for check in checks if not check.passed]}
-        verdict |= {"checks": [asdict(check) for check in checks]}
+        verdict |= {"p95": limits.p95, "checks": [asdict(check) for check in checks]}
         (run / VERDICT).write_text(json.dumps(verdict, indent=2) + "\n")
         cases = [junit.Case(c.name, failure=c.failure, output=f"{c.measured}; {c.limit}; {c.why}") for c in checks]
         junit.write(run / "gate.xml", "watchpost gate", cases)
         if good and save_baseline:
-            save_baseline.write_text(json.dumps(asdict(baseline_of(made.id, sent))) + "\n")
+            save_baseline.write_text(json.dumps(asdict(baseline_of(made, sent))) + "\n")
     except (LedgerError, TargetError, spec.SpecError, OSError, yaml.YAMLError) as error:
         words = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
         Console(stderr=True).print(f"watchpost gate: {words}", markup=False, soft_wrap=True, highlight=False)

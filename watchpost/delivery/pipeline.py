@@ -24,24 +24,12 @@ from rich.console import Console
 from watchpost import verify
 from watchpost.delivery import gate
 from watchpost.delivery.traffic import LEDGER
-from watchpost.options import RUN, Inventory, RunDirectory
+from watchpost.options import RUN, RunDirectory
 from watchpost.verify_target import PROJECT
 
 STAGES_FILE = "stages.json"
 INVENTORY_FILE = "inventory"  # holds the path of the inventory that the first stage settled on
 DOCTOR_FILE = "doctor.json"  # what `watchpost doctor` finds when telemetry is missing
-#: All that a run writes, so that a new run does not take an old one's words for its own.
-WRITTEN = (
-    STAGES_FILE,
-    INVENTORY_FILE,
-    DOCTOR_FILE,
-    LEDGER,
-    "verify.*",
-    "gate.*",
-    "report.*",
-    "*.log",
-    "dashboards/*.json",
-)
 CAUSE_LINES = 12
 
 
@@ -68,10 +56,14 @@ def _own(*words: str) -> list[str]:
     return [sys.executable, "-m", "watchpost", *words]
 
 
+def _ansible(program: str, *words: str) -> list[str]:
+    return [str(Path(sys.executable).with_name(program)), *words]
+
+
 def _provision(inventory: str, run: Path) -> list[str]:
     """The user's own hosts must answer; without an inventory a test host is made."""
     if inventory:
-        return ["ansible", "-i", inventory, "watchpost", "-m", "ansible.builtin.ping"]
+        return _ansible("ansible", "-i", inventory, "watchpost", "-m", "ansible.builtin.ping")
     return _own("testhost", "up", "pipeline")
 
 
@@ -101,10 +93,14 @@ def _missing_links(inventory: str, run: Path) -> str:
         return last_words(run, "verify")
     with (run / DOCTOR_FILE).open("w") as file:
         subprocess.run(_own("doctor", "--json", "--inventory", inventory), cwd=PROJECT, check=False, stdout=file)
-    found = (read_json(run / DOCTOR_FILE) or {}).get("findings", [])
-    reasons = [
-        f"{each['check']}: {each['problem']}. Do: {each['remedy']}" for each in found if each["check"] != "signals"
-    ]
+    if found := read_json(run / DOCTOR_FILE):
+        reasons = [
+            f"{each['check']}: {each['problem']}. Do: {each['remedy']}"
+            for each in found["findings"]
+            if each["check"] != "signals"
+        ]
+    else:
+        reasons = ["The doctor could not look at the hosts; `watchpost doctor` says why."]
     missing = [
         f"{link['link']} is missing: {link['evidence']}. Look at: {link['hint']}"
         for link in report["links"]
@@ -120,7 +116,11 @@ def _unkept_limits(_: str, run: Path) -> str:
 
 STAGES = (
     Stage("provision", _provision, _log_of("provision")),
-    Stage("deploy", lambda inventory, _: ["ansible-playbook", "-i", inventory, "site.yml"], _log_of("deploy")),
+    Stage(
+        "deploy",
+        lambda inventory, _: _ansible("ansible-playbook", "-i", inventory, "site.yml"),
+        _log_of("deploy"),
+    ),
     Stage(
         "traffic",
         lambda inventory, run: _own("traffic", "--inventory", inventory, "--run", str(run)),
@@ -136,6 +136,17 @@ STAGES = (
         lambda inventory, run: _own("gate", "--inventory", inventory, "--run", str(run)),
         _unkept_limits,
     ),
+)
+#: All that a run writes, so that a new run does not take an old one's words for its own.
+WRITTEN = (
+    STAGES_FILE,
+    INVENTORY_FILE,
+    DOCTOR_FILE,
+    LEDGER,
+    "report.html",
+    "report.md",
+    "dashboards/*.json",
+    *(f"{stage.name}.{kind}" for stage in STAGES for kind in ("log", "json", "xml")),
 )
 
 
@@ -156,10 +167,16 @@ def outcomes(run: Path) -> list[Outcome]:
 
 
 def carry_out(stage: Stage, inventory: str, run: Path, console: Console) -> Outcome:
-    """Run a stage; its words go to the terminal and into RUN/<stage>.log, its end into RUN/stages.json."""
+    """Run a stage; its words go to the terminal and into RUN/<stage>.log, its end into RUN/stages.json.
+
+    Until it ends, stages.json says that it did not: so it stays when a build server kills it.
+    """
     command = list(stage.command(inventory, run))
     console.print(f"▸ {stage.name}: {' '.join(command)}", markup=False, soft_wrap=True)
+    for verdict in (f"{stage.name}.json", f"{stage.name}.xml"):
+        (run / verdict).unlink(missing_ok=True)  # of an earlier try
     began = time.monotonic()
+    _note(run, Outcome(stage.name, False, 0.0, "it has not come to its end"))
     try:
         code = _tee(command, run / f"{stage.name}.log")
     except OSError as error:
@@ -168,10 +185,14 @@ def carry_out(stage: Stage, inventory: str, run: Path, console: Console) -> Outc
     seconds = time.monotonic() - began
     cause = (stage.cause(inventory, run) or f"exit code {code}") if code else ""
     outcome = Outcome(stage.name, not code, round(seconds, 1), cause)
-    done = [other for other in outcomes(run) if other.stage != stage.name]
-    (run / STAGES_FILE).write_text(json.dumps([asdict(each) for each in [*done, outcome]], indent=2) + "\n")
+    _note(run, outcome)
     console.print(f"  {stage.name} {'passed' if outcome.passed else 'FAILED'} after {seconds:.0f} s", markup=False)
     return outcome
+
+
+def _note(run: Path, outcome: Outcome) -> None:
+    done = [other for other in outcomes(run) if other.stage != outcome.stage]
+    (run / STAGES_FILE).write_text(json.dumps([asdict(each) for each in [*done, outcome]], indent=2) + "\n")
 
 
 def _tee(command: Sequence[str], log: Path) -> int:
@@ -212,7 +233,10 @@ def pipeline(
         list[str] | None,
         typer.Argument(help=f"Only these: {', '.join(each.name for each in STAGES)}. Default: all, then the report."),
     ] = None,
-    inventory: Inventory = "",
+    inventory: Annotated[
+        str,
+        typer.Option(envvar="WATCHPOST_INVENTORY", help="Inventory of the appliance; default: a test host is made."),
+    ] = "",
     run: RunDirectory = RUN,
 ) -> None:
     """Deliver: provision, deploy, make traffic, verify telemetry, hold the run against its limits, and report.
@@ -235,7 +259,7 @@ def pipeline(
     wanted = [known[name] for name in stage] if stage else list(STAGES)
     if wanted[0] is STAGES[0]:
         for pattern in WRITTEN:
-            for file in run.glob(pattern):
+            for file in filter(Path.is_file, run.glob(pattern)):
                 file.unlink()
         if inventory:
             (run / INVENTORY_FILE).write_text(inventory + "\n")

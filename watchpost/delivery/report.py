@@ -57,12 +57,13 @@ class Story:
         for outcome in self.outcomes:
             if not outcome.passed:
                 return outcome.stage, outcome.cause
-        if self.verified and not self.verified["ok"]:
-            return "verify", f"missing: {', '.join(self.verified['missing'])}"
-        if self.judged and not self.judged["ok"]:
-            return "gate", "\n".join(self.judged["failures"])
-        if not self.judged:
-            return "gate", "it has not been asked: there is no verdict, so this is no delivery"
+        if not self.outcomes and not self.run:
+            return pipeline.STAGES[0].name, "it has not begun: what failed came before it"
+        for stage, verdict in (("verify", self.verified), ("gate", self.judged)):
+            if not verdict or (self.run and verdict.get("run") != self.run.id):
+                return stage, "it has not been asked of this run: there is no verdict, so this is no delivery"
+            if not verdict["ok"]:
+                return stage, "\n".join(verdict.get("failures") or [f"missing: {', '.join(verdict['missing'])}"])
         return None
 
     @property
@@ -73,13 +74,15 @@ class Story:
     def trace_url(self, sent: Sent) -> str:
         """Return where Grafana shows a request's trace."""
         start, end = int(1000 * (sent.started - 60)), int(1000 * (sent.started + 60))
-        panes = {
+        tempo = {"type": "tempo", "uid": "tempo"}
+        pane = {
             "datasource": "tempo",
-            "queries": [{"refId": "A", "queryType": "traceql", "query": sent.trace_id}],
+            "queries": [{"refId": "A", "datasource": tempo, "queryType": "traceql", "query": sent.trace_id}],
             "range": {"from": str(start), "to": str(end)},
         }
         base = self.run.url if self.run else ""
-        return f"{base}/grafana/explore?left={quote(json.dumps(panes, separators=(',', ':')))}"
+        panes = quote(json.dumps({"trace": pane}, separators=(",", ":")))
+        return f"{base}/grafana/explore?schemaVersion=1&orgId=1&panes={panes}"
 
 
 def look(grafana: Grafana, run: Run | None, sent: list[Sent], exports: Path) -> Findings:
@@ -138,9 +141,7 @@ def plots(story: Story) -> Iterator[tuple[str, str]]:
     from watchpost.delivery import plots as draw  # matplotlib takes a second to load
 
     if story.sent:
-        limit = next((c["limit"] for c in (story.judged or {}).get("checks", []) if c["name"] == "P95"), "")
-        seconds = float(limit.removeprefix("at most ").removesuffix(" ms")) / 1000 if limit else None
-        yield "Latency of each request", draw.latency_over_time(story.sent, seconds)
+        yield "Latency of each request", draw.latency_over_time(story.sent, (story.judged or {}).get("p95"))
         yield "Share of requests answered within a time", draw.latency_by_operation(story.sent)
     if story.findings.budgets:
         yield "Error budgets", draw.burn_down(dict(story.findings.budgets))

@@ -92,7 +92,7 @@ class Person:
     random: random.Random
     mix: Mix
     name: str
-    tasks: list[int] = field(default_factory=list)
+    tasks: dict[int, str] = field(default_factory=dict)  # id → title
     doubtful: list[int] = field(default_factory=list)  # a request to delete it went wrong: it may be there or not
     created: int = 0
 
@@ -105,24 +105,26 @@ class Person:
 
     def do(self, operation: Operation) -> None:
         """Do this, with a task of one's own where one is needed."""
-        task = self.random.choice(self.tasks) if self.tasks else 0
+        task = self.random.choice(list(self.tasks)) if self.tasks else 0
         path = f"/api/tasks/{task}"
         match operation:
             case Operation.CREATE:
                 self.created += 1
-                _, made = self._send("POST", "/api/tasks", 201, {"title": f"{self.name} {self.created}"}, operation)
+                title = {"title": f"{self.name} {self.created}"}
+                _, made = self._send("POST", "/api/tasks", 201, title, operation, holds=title)
                 if "id" in made:
-                    self.tasks.append(made["id"])
+                    self.tasks[made["id"]] = title["title"]
             case Operation.LIST:
                 self._send("GET", f"/api/tasks?limit={self.random.choice((10, 20, 50))}", 200, None, operation)
             case Operation.READ:
-                self._send("GET", path, 200, None, operation)
+                self._send("GET", path, 200, None, operation, holds={"id": task, "title": self.tasks[task]})
             case Operation.EDIT:
-                self._send("PATCH", path, 200, {"notes": f"seen {self.random.randrange(1000)} times"}, operation)
+                notes = {"notes": f"seen {self.random.randrange(1000)} times"}
+                self._send("PATCH", path, 200, notes, operation, holds={"id": task, **notes})
             case Operation.COMPLETE:
                 self._send("POST", f"{path}/complete", 200, None, operation)
             case Operation.DELETE:
-                self.tasks.remove(task)
+                del self.tasks[task]
                 sent, _ = self._send("DELETE", path, 204, None, operation)
                 if not sent.as_expected:
                     self.doubtful.append(task)
@@ -131,9 +133,16 @@ class Person:
                 self._send(method, path, status, body, operation, reads)
 
     def _send(
-        self, method: str, path: str, expected: int, body: object, operation: Operation, reads: bool = True
+        self,
+        method: str,
+        path: str,
+        expected: int,
+        body: object,
+        operation: Operation,
+        reads: bool = True,
+        holds: Mapping[str, object] | None = None,
     ) -> tuple[Sent, dict[str, Any]]:
-        return self.ledger.send(method, path, expected, body, reads, operation)
+        return self.ledger.send(method, path, expected, body, reads, operation, holds)
 
     def tidy(self, tell: Callable[[], None] = lambda: None) -> int:
         """Delete what is left, outside the ledger: it is no part of the run; `tell` hears of each.
@@ -160,6 +169,12 @@ class Scenario:
     seconds: float  # goes on for so long, if the tasks are made earlier
     mix: Mix
     seed: int
+
+    def __str__(self) -> str:
+        """Tell all but the seed: what two runs must have in common to be compared."""
+        mix = ", ".join(f"{name}={share:g}" for name, share in self.mix.items())
+        lasts = f", {self.seconds:g} s at least" if self.seconds else ""
+        return f"{self.creates} creates at {self.rate:g} requests a second by {self.people} people{lasts}: {mix}"
 
     def play(self, ledger: Ledger, run: str, tell: Callable[[int], None] = lambda _: None) -> list[Person]:
         """Let everybody work until all tasks are made and the time is over; `tell` hears how many are made."""
@@ -226,7 +241,7 @@ def traffic(
         ) as client:
             application = verify_target.reach(client, target)
             run.mkdir(parents=True, exist_ok=True)
-            made = Run(secrets.token_hex(4), target.url, time.time(), application, seed)
+            made = Run(secrets.token_hex(4), target.url, time.time(), application, seed, str(scenario))
             ledger = Ledger(client, file=run / LEDGER)
             ledger.begin(made)
             console.print(f"{creates} tasks at {rate:g} requests a second on {target.url}, seed {seed}", markup=False)

@@ -4,6 +4,7 @@ The traffic is made once: requests that succeed, fail and take long by the task 
 reports as a browser does. What is empty when all is well is named here, with what fills it.
 """
 
+import re
 import time
 
 import pytest
@@ -115,3 +116,32 @@ def test_deleted_dashboard_of_a_person_comes_back_from_the_backup(grafana, tmp_p
     back = client.get(f"{api}/dashboards/uid/mine").json()
     assert back["meta"]["folderTitle"] == "People" and back["dashboard"]["panels"] == mine["panels"]
     assert client.delete(f"{api}/folders/people").status_code == 200
+
+
+#: Questions of the quick reference that have no answer when all is well, or that name something to be filled in.
+NO_ANSWER = {"up == 0", '{service_name=~".+"} |= "timeout"', '{service_name="taskboard"} | trace_id="…"'}
+
+
+def questions():
+    """The questions of docs/quick-reference.md: engine, query."""
+    text = (PROJECT / "docs/quick-reference.md").read_text()
+    for engine, rows in re.findall(r"^\| (Tempo|Loki|Prometheus) \(.*\n\|---.*\n((?:\|.*\n)+)", text, re.MULTILINE):
+        for query in re.findall(r"^\| `(.+?)` \|", rows, re.MULTILINE):
+            yield engine.lower(), query.replace("\\|", "|")
+
+
+@pytest.mark.parametrize(("engine", "query"), list(questions()))
+def test_questions_of_the_quick_reference_are_answered(grafana, traffic, engine, query):  # noqa: F811 - fixtures
+    def answers():
+        start, end = int(traffic.began) - 60, int(time.time()) + 1
+        if engine == "tempo":
+            return grafana.proxied(engine, "api/search", {"q": query, "start": start, "end": end}).get("traces")
+        if engine == "loki":
+            span = {"query": query, "start": start * 10**9, "end": end * 10**9, "step": 15}
+            return grafana.proxied(engine, "loki/api/v1/query_range", span)["data"]["result"]
+        return grafana.proxied(engine, "api/v1/query", {"query": query, "time": end})["data"]["result"]
+
+    if query in NO_ANSWER:
+        answers()  # it must be a question that is understood
+    else:
+        wait_until(answers, VISIBLE)
