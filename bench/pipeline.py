@@ -1,8 +1,9 @@
 """What the pipeline costs: CPU seconds a million items, peak memory, and the highest rate that is held without refusal.
 
 Two Collectors on a test host are compared, turn by turn: the appliance's own, with whatever its role renders (TLS,
-token, queue on disk and the rest), and a plain one (OTLP in, OTLP out, neither TLS nor queue). Both end in a third, the
-sink, which takes the engines' ports and identities and throws everything away: only the pipeline is measured.
+token, redaction, sampling, queue on disk and the rest), and a plain one (OTLP in, OTLP out, neither TLS nor queue).
+Both end in a third, the sink, which takes the engines' ports and identities and throws everything away: only the
+pipeline is measured.
 """
 
 import argparse
@@ -44,6 +45,7 @@ CONNECTIONS = 4
 SPANS_PER_TRACE = 8
 READY_SECONDS = 60  # in which a Collector must be ready, on however busy a machine
 DRAINED_SECONDS = 10  # in which the queue must be empty after a rate that counts as held
+DECIDED_SECONDS = 7  # in which the sampler has decided about all that was sent: its wait of 5 s, and its next look
 IDLE = 0.1  # CPU seconds a second below which a Collector has nothing left to do
 
 
@@ -70,6 +72,20 @@ def resource() -> Resource:
     return Resource(attributes=attributes(**names, service__version="1.2.3", host__name="shop-1"))
 
 
+#: Log lines, of twenty one each: a share that redaction lets pass at a glance, and one that it has to search.
+LINES = (
+    *["order {} of 3 items was placed and will leave on Monday"] * 12,
+    *['level=info msg="order placed" order={} items=3 duration=12.5ms'] * 5,
+    *['203.0.113.9 - - "GET /orders/{}?page=2 HTTP/1.1" 200 512'] * 2,
+    "confirmation of order {} was sent to anna.berg@example.org",
+)
+#: SQL statements, of ten one each: most with a placeholder, one with the value itself.
+STATEMENTS = (
+    *["SELECT id, state, total FROM orders WHERE id = ?"] * 9,
+    "SELECT id, state, total FROM orders WHERE customer = 'Anna Berg' AND total > 42.5",
+)
+
+
 def spans(number: int) -> bytes:
     """Make traces of a web request and its queries, with the attributes that instrumentation gives them."""
     request, now = ExportTraceServiceRequest(), time.time_ns()
@@ -89,7 +105,7 @@ def spans(number: int) -> bytes:
             parent = (place - place % SPANS_PER_TRACE + 1).to_bytes(8, "big")
             what = attributes(
                 db__system__name="postgresql", db__namespace="shop", db__operation__name="SELECT",
-                db__query__text="SELECT id, state, total FROM orders WHERE id = ?", server__port=5432,
+                db__query__text=STATEMENTS[place % len(STATEMENTS)], server__port=5432,
             )  # fmt: skip
             into.add(name="SELECT shop.orders", kind=3, parent_span_id=parent, start_time_unix_nano=now - 4_000_000,
                      attributes=what, **common)  # fmt: skip
@@ -105,7 +121,7 @@ def lines(number: int) -> bytes:
             time_unix_nano=now + place,
             severity_text="INFO",
             severity_number=9,
-            body=AnyValue(string_value=f"order {number * SIZE + place} of 3 items was placed and will leave on Monday"),
+            body=AnyValue(string_value=LINES[place % len(LINES)].format(number * SIZE + place)),
             attributes=attributes(
                 code__function__name="place_order", code__file__path="shop/orders.py", order__items=3
             ),
@@ -202,6 +218,7 @@ class Variant:
 
     def wait_until_idle(self, deadline: float) -> bool:
         """Wait until it has nothing left to do; tell whether that was before the deadline (seconds)."""
+        time.sleep(DECIDED_SECONDS)  # it looks idle while nothing has been decided
         end = time.monotonic() + deadline
         while time.monotonic() < end:
             before, began = self.cpu(), time.monotonic()
@@ -327,13 +344,17 @@ def collector(receivers: dict[str, object], exporters: dict[str, object]) -> dic
     }
 
 
-def prepare() -> dict[str, Variant]:
-    """Boot the test host, put the appliance's Collector on it, and start the other two."""
+def prepare(sampling: float) -> dict[str, Variant]:
+    """Boot the test host, put the appliance's Collector on it, and start the other two.
+
+    `sampling` is the percentage of traces that it keeps; with 100 nothing is sampled.
+    """
     inventory = testhost.up(HOST, groups=GROUPS)
     # On a host that was kept they still have the engines' ports; on a new one there are none.
     shell("systemctl stop bench-sink bench-plain 2>/dev/null || true")
     # The load comes from one client, which must not be held back.
-    extra = json.dumps({"host_firewall_extra_ports": [PLAIN_PORT], "host_client_mib_per_second": 1000})
+    limits = {"host_firewall_extra_ports": [PLAIN_PORT], "host_client_mib_per_second": 1000}
+    extra = json.dumps(limits | {"otel_collector_sampling_percent": sampling})
     done = subprocess.run(
         [Path(sys.executable).with_name("ansible-playbook"), "-i", inventory, "site.yml", "-e", extra],
         cwd=PROJECT, capture_output=True, text=True, check=False,
@@ -420,6 +441,9 @@ def main() -> None:
     options.add_argument(
         "--hold", type=float, default=300, help="seconds that the highest rate must be held; 0 leaves it out (300)"
     )
+    options.add_argument(
+        "--sampling", type=float, default=10, help="percentage of traces that is kept; 100: no sampling (10)"
+    )
     options.add_argument("--host", default="bench", help="name of the test host (bench)")
     options.add_argument("--keep", action="store_true", help="leave the test host running")
     given = options.parse_args()
@@ -427,7 +451,7 @@ def main() -> None:
     HOST = testhost.Host(given.host)
     pools = {signal: [payload(signal, number) for number in range(POOL)] for signal in SIGNALS}
     try:
-        variants = prepare()
+        variants = prepare(given.sampling)
         costs: dict[tuple[str, str], list[Cost]] = {}
         for number, signal, variant in itertools.product(range(given.rounds), SIGNALS, variants.values()):
             cost = measure(variant, {signal: pools[signal]}, given.rate, given.seconds)

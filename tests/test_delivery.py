@@ -86,13 +86,18 @@ def test_missing_telemetry_is_reported_with_what_the_doctor_finds(tmp_path, stag
     found += [{"check": "signals", "problem": "traces is missing once more", "remedy": ""}]
     own = pipeline._own
     doctor = python(
-        f"import sys; print({json.dumps({'findings': found})!r}); sys.exit(sys.argv[1:] != ['/an/inventory'])"
+        "import sys; print("
+        + repr(json.dumps({"findings": found, "unseen": {"two": "cannot be reached"}}))
+        + "); sys.exit(sys.argv[1:] != ['/an/inventory'])"
     )
     monkeypatch.setattr(pipeline, "_own", lambda *words: [*doctor, words[-1]] if words[0] == "doctor" else own(*words))
     answer = run_pipeline(tmp_path)
     assert answer.exit_code == 1
-    cause = "services: the Collector is inactive. Do: start it\ntraces is missing: no trace. Look at: a journal"
-    assert outcomes(tmp_path)[-1].cause == cause
+    assert outcomes(tmp_path)[-1].cause.splitlines() == [
+        "two: cannot be reached",
+        "services: the Collector is inactive. Do: start it",
+        "traces is missing: no trace. Look at: a journal",
+    ]
     assert "the Collector is inactive" in (tmp_path / "report.md").read_text()
 
 

@@ -1,5 +1,6 @@
 """When the guard of the disk stops a store, and when it starts it again; drills/test_disk.py fills real disks."""
 
+import errno
 import importlib.util
 import json
 from pathlib import Path
@@ -37,7 +38,8 @@ class Host:
         self.guard = self.program.Guard(settings, self.folder / "stopped.json")
 
     def systemctl(self, command, **_):
-        _, verb, *units = command
+        _, option, verb, *units = command
+        assert option == "--no-block", "while it waits for one store it does not look at the others"
         self.units.update(dict.fromkeys(units, {"stop": "inactive", "start": "active"}[verb]))
 
     def look(self, **free):
@@ -94,6 +96,32 @@ def test_stop_that_fails_is_remembered_so_that_the_store_is_started_again(host, 
     with pytest.raises(program.subprocess.CalledProcessError):
         host.look(tempo=0)
     assert json.loads((host.folder / "stopped.json").read_text()) == ["tempo"]
+
+
+def test_store_is_stopped_though_nothing_can_be_written(host, capsys, monkeypatch, program):
+    """Neither the metrics nor what is remembered; and the guard's next life goes on from there."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(program, "replace", full)
+        assert host.look(tempo=0)["tempo"] == "inactive"
+        host.begin()
+        assert host.look(loki=0)["loki"] == "inactive"
+        host.look()
+        said = capsys.readouterr().out
+        assert said.count("cannot write") == 4, "once for each file and life"
+        assert "guard.prom, and shall try again: No space left on device" in said
+    host.look()
+    assert 'store="loki"} 1' in (host.folder / "guard.prom").read_text(), "it has been told since"
+    assert json.loads((host.folder / "stopped.json").read_text()) == ["loki"]
+
+
+def test_file_that_says_so_already_is_not_written_again(host, monkeypatch, program):
+    host.look()
+    monkeypatch.setattr(program, "replace", lambda *_: pytest.fail("written anew ten times a second"))
+    host.look()
 
 
 def test_store_that_has_never_been_started_has_all_the_room(program, tmp_path):

@@ -1,5 +1,7 @@
 """The benchmark of the pipeline sends what it says it sends; its figures come from a test host (`make bench`)."""
 
+from collections import Counter
+
 import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
@@ -18,6 +20,21 @@ def test_each_request_holds_the_stated_number_of_items():
     assert len(spans_of(payload("traces", 0).fresh())) == SIZE
     assert len(logs.resource_logs[0].scope_logs[0].log_records) == SIZE
     assert len(metrics.resource_metrics[0].scope_metrics[0].metrics[0].sum.data_points) == SIZE
+
+
+def test_texts_are_of_the_kinds_that_the_documents_tell():
+    """docs/benchmarks.md names these shares."""
+    logs = ExportLogsServiceRequest.FromString(payload("logs", 3).fresh()).resource_logs[0].scope_logs[0].log_records
+    first_words = Counter(record.body.string_value.split("=")[0].split()[0] for record in logs)
+    shares = {word: count / len(logs) for word, count in first_words.items()}
+    assert shares == {"order": 0.6, "level": 0.25, "203.0.113.9": 0.1, "confirmation": 0.05}
+    statements = [
+        attribute.value.string_value
+        for span in spans_of(payload("traces", 3).fresh())
+        for attribute in span.attributes
+        if attribute.key == "db.query.text"
+    ]
+    assert 0.08 < sum("Anna Berg" in statement for statement in statements) / len(statements) < 0.12
 
 
 @pytest.mark.parametrize("number", [0, 31])

@@ -96,6 +96,8 @@ def canaries():
     for fake in people.values():
         for _ in range(4):
             yield from (fake.email(), fake.company_email(), fake.iban(), fake.ipv4_public(), fake.ipv6())
+            account = fake.iban()
+            yield from (account.lower(), "-".join(account[at : at + 4] for at in range(0, len(account), 4)))
         for card in ("visa16", "visa13", "mastercard", "amex", "discover", "jcb16", "jcb15", "diners", "maestro"):
             yield fake.credit_card_number(card)
     for _ in range(12):
@@ -118,6 +120,36 @@ def test_canaries_survive_in_no_field_of_any_signal(collector):
         assert out.count("of today") > 5 * len(texts), "the rest of the text survives"
         leaks |= {(signal, text) for text in texts if text in out}
     assert not leaks
+
+
+def under(collector, names, texts):
+    """Return what each text has become under each name, as pairs of name and text that came out as they were."""
+    unchanged = []
+    for text in texts:
+        out = span_attributes(collector, [string(name, text) for name in names])
+        unchanged += [(name, text) for name in names if out[name] == text]
+    return unchanged
+
+
+#: Attributes that whoever sends a request fills, as much as the program that tells of it.
+OF_STRANGERS = ["user_agent.original", "http.user_agent", "http.host", "http.server_name", "net.host.name",
+                "net.peer.name", "net.peer.ip", "client.address", "network.peer.address"]  # fmt: skip
+
+
+def test_what_strangers_fill_is_searched_for_everything(collector):
+    assert not under(collector, OF_STRANGERS, [text for _, text in EXAMPLES])
+
+
+def test_what_a_programs_own_code_fills_is_searched_for_all_but_tokens(collector):
+    known = settings()["known_keys"]
+    always = {rule["name"] for rule in RULES if rule["search"] == "always"}
+    assert not under(collector, known, [text for name, text in EXAMPLES if name not in always])
+    assert not set(known) & set(OF_STRANGERS)
+
+
+def test_allowed_names_are_not_looked_at_as_documented(collector):
+    allowed, texts = settings()["watchpost_redaction_allowed_keys"], [text for _, text in EXAMPLES]
+    assert under(collector, allowed, texts) == [(name, text) for text in texts for name in allowed]
 
 
 @PLACES

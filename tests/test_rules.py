@@ -2,9 +2,11 @@
 
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
+import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "molecule/prometheus/tests"))
 import rules
@@ -54,6 +56,15 @@ def test_runbook_says_all_that_one_needs(name):
     assert re.search(r"^    \S", text.split("## How to check")[1], re.MULTILINE), "no command to check with"
     for link in re.findall(r"\]\(([^)]+)\)", text):
         assert (rules.RUNBOOKS / link).exists(), f"{link} leads nowhere"
+
+
+def test_documented_exporters_are_such_that_their_host_can_be_down():
+    """HostDown asks for two targets or more of one `instance`."""
+    text = (rules.PROJECT / "docs/other-systems.md").read_text()
+    [example] = re.findall(r"^    prometheus_scrape_configs:\n(?:     .*\n)+", text, re.MULTILINE)
+    jobs = yaml.safe_load(textwrap.dedent(example))["prometheus_scrape_configs"]
+    instances = [t["labels"]["instance"] for job in jobs for t in job["static_configs"]]
+    assert len(jobs) > 1 and len(set(instances)) == 1
 
 
 @pytest.mark.parametrize("name", RECORDS)

@@ -125,10 +125,35 @@ def test_events_of_running_workers_are_counted_exactly(program, tmp_path):
     }
     slo = {"name": "a", "service": "shop", "objective": 0.99, "availability": {}}
     end = (len(events[200])) * STEP
-    questions = [(f"slo:sli_total:rate30d * {WINDOW}", end), (f"slo:sli_good:rate30d * {WINDOW}", end)]
-    total, good = promtool.ask(program, tmp_path, groups_of([slo], *BUDGET), input_series, questions, STEP)
-    assert total == pytest.approx(sum(map(sum, events.values())), rel=1e-9)
-    assert good == pytest.approx(sum(events[200]), rel=1e-9)
+    series = (f"slo:sli_total:rate30d * {WINDOW}", f"slo:sli_good:rate30d * {WINDOW}", "slo:budget_left:ratio")
+    questions = [(each, end) for each in series]
+    total, good, left = promtool.ask(program, tmp_path, groups_of([slo], *BUDGET), input_series, questions, STEP)
+    bad, everything = sum(events[500]), sum(map(sum, events.values()))
+    assert total == pytest.approx(everything, rel=1e-9)
+    assert good == pytest.approx(everything - bad, rel=1e-9)
+    assert left == pytest.approx(1 - bad / everything / 0.01, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("queries", "expected"),
+    [
+        ({"good": "done"}, 0.1),
+        ({"bad": "failed"}, 0.1),
+        ({"good": "never_counted"}, 1),
+        ({"bad": "never_counted"}, 0),
+    ],
+    ids=["good", "bad", "nothing good", "nothing bad"],
+)
+def test_ratio_is_of_what_the_queries_count(program, tmp_path, queries, expected):
+    counts = {"started": 50, "done": 45, "failed": 5}
+    input_series = {f"{name}_total": promtool.counter([each] * 3 * BASE) for name, each in counts.items()}
+    ratio = {side: f"rate({name}_total[$window])" for side, name in {**queries, "total": "started"}.items()}
+    slo = {"name": "a", "service": "jobs", "objective": 0.99, "ratio": ratio}
+    windows = ("5m", "30d")
+    records = [f"slo:{what}:rate{window}" for window in windows for what in ("sli_total", "sli_good", "error_ratio")]
+    questions = [(f"slo:error_ratio:rate{window}", 3 * BASE * STEP) for window in windows]
+    found = promtool.ask(program, tmp_path, groups_of([slo], *records), input_series, questions, STEP)
+    assert found == [pytest.approx(expected, abs=1e-9)] * 2
 
 
 @pytest.mark.parametrize(

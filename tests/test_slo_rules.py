@@ -132,6 +132,16 @@ def test_alerts_fire_when_they_should_and_only_then(program, tmp_path, monkeypat
     assert fired == dict(moments(phases))
 
 
+def test_objective_that_was_given_to_another_service_begins_anew(program, tmp_path):
+    """What was recorded of the old one stays in Prometheus for a whole window, under the same name."""
+    counts = {COUNT % (200, "a"): [n * 90.0 for n in range(61)], COUNT % (500, "a"): [n * 10.0 for n in range(61)]}
+    of = '{slo="available", service="%s"}'
+    old = {"slo:sli_total:rate5m" + of % "old": [1000.0] * 61, "slo:sli_good:rate5m" + of % "old": [1000.0] * 61}
+    groups = rules.rule_groups(spec.read([AVAILABLE], SCALE))
+    question = ("slo:error_ratio:rate30d" + of % "shop", 60)
+    assert promtool.ask(program, tmp_path, groups, counts | old, [question]) == [pytest.approx(0.1)]
+
+
 # --- the same by sloth's documented formulas: the ratio of each window by itself, and no least number of errors
 
 
@@ -200,10 +210,9 @@ def test_slow_requests_alert_after_five_minutes_and_say_how_slow_they_are(progra
     alert = {
         "exp_labels": {"slo": "fast", "service": "shop", "severity": "ticket"},
         "exp_annotations": {
-            "summary": "shop is slow: the 95th percentile of fast is 583.3ms, above 500 ms.",
-            "description": "People wait. Of the budget of 30 days -250.2% is left; "
-            "at the last hour's rate it is gone in 0s.",
-            "budget_left": "-250.2%",
+            "summary": "shop is slow: the 95th percentile of fast is 583.3ms; 6% took longer than 500ms.",
+            "description": "People wait.",
+            "budget_left": "none of that of 30 days; overspent by 250.2%",
             "dashboard": "https://watch.example.org/grafana/d/watchpost-slo?var-slo=fast",
             "traceql": '{ resource.service.name = "shop" && duration > 500ms }',
         },
@@ -217,7 +226,59 @@ def test_slow_requests_alert_after_five_minutes_and_say_how_slow_they_are(progra
     assert "SUCCESS" in said, said
 
 
-def test_page_says_what_it_costs_and_how_long_the_budget_lasts(program, tmp_path):
+@pytest.mark.parametrize(("slow", "fires"), [(6, True), (4, False), (0, False)])
+def test_slow_requests_alert_when_the_threshold_is_the_highest_bound_too(program, tmp_path, slow, fires):
+    """Beyond it a percentile knows no value, and is given as that bound."""
+    [group] = rules.rule_groups(spec.read([FAST | {"latency": {"threshold": "500ms", "buckets": [0.1, 0.5]}}]))
+    of = 'http_server_request_duration_seconds_%s{service_name="shop"%s}'
+    series = {
+        of % ("bucket", ', le="0.5"'): f"0+{100 - slow}x20",
+        of % ("bucket", ', le="+Inf"'): "0+100x20",
+        of % ("count", ""): "0+100x20",
+    }
+    case = {"expr": f"count({firing('SloLatencyHigh')}) or vector(0)", "eval_time": "15m"}
+    case["exp_samples"] = [{"labels": "{}", "value": int(fires)}]
+    test = {"interval": "1m", "input_series": [{"series": name, "values": v} for name, v in series.items()]}
+    said = promtool.evaluate(program, tmp_path, [group], [test | {"promql_expr_test": [case]}])
+    assert "SUCCESS" in said, said
+
+
+def recorded(**values):
+    """Series of the objective, as if rules had recorded them."""
+    of = '{slo="available", service="shop"}'
+    return [{"series": f"slo:{name.replace('__', ':')}{of}", "values": f"{value}x5"} for name, value in values.items()]
+
+
+BURNING = {"burn_rate__ratio1h": 20, "burn_rate__ratio5m": 20, "burn_rate__ratio6h": 0}
+BURNED = {"burn_rate__ratio1h": 0, "burn_rate__ratio1d": 4, "burn_rate__ratio2h": 4}
+
+
+@pytest.mark.parametrize(
+    ("window", "left", "burn", "alert", "told"),
+    [
+        # left * window / burn rate of the last hour
+        ("30d", 0.5, BURNING, "SloBurnFast", "50% of that of 30 days; at the last hour's rate it is gone in 18h 0m 0s"),
+        ("7d", 0.5, BURNING, "SloBurnFast", "50% of that of 7 days; at the last hour's rate it is gone in 4h 12m 0s"),
+        ("30d", 0.5, BURNED, "SloBurnSlow", "50% of that of 30 days; in the last hour nothing was spent"),
+        ("30d", -2.5, BURNING, "SloBurnFast", "none of that of 30 days; overspent by 250%"),
+        ("30d", -2.5, BURNED, "SloBurnSlow", "none of that of 30 days; overspent by 250%"),
+    ],
+)
+def test_alert_says_what_is_left_of_the_budget_and_how_long_that_will_do(
+    program, tmp_path, window, left, burn, alert, told
+):
+    [group] = rules.rule_groups(spec.read([AVAILABLE | {"window": window}]), "https://watch.example.org")
+    own = ("slo:time_to_exhaustion:seconds", None)  # no record: the alerts
+    group["rules"] = [rule for rule in group["rules"] if rule.get("record") in own]
+    events = {f"sli_{side}__rate{w}": rate for w in ("1h", "1d") for side, rate in (("total", 2), ("good", 1))}
+    series = recorded(budget_left__ratio=left, **burn, **events)
+    case = {"eval_time": "1m", "alertname": alert, "exp_alerts": [{}]}
+    test = {"interval": "1m", "input_series": series, "alert_rule_test": [case]}
+    said = promtool.evaluate(program, tmp_path, [group], [test])
+    assert f'budget_left="{told}"' in said, said
+
+
+def test_page_says_how_fast_the_budget_is_spent(program, tmp_path):
     [group] = rules.rule_groups(spec.read([AVAILABLE]), "https://watch.example.org")
     test = {
         "interval": "1m",
@@ -232,4 +293,4 @@ def test_page_says_what_it_costs_and_how_long_the_budget_lasts(program, tmp_path
     }
     said = promtool.evaluate(program, tmp_path, [group], [test])
     assert "shop spends the error budget of available 20 times as fast as it may." in said, said
-    assert "What shop does is not as good as promised. Of the budget of 30 days -877.8%" in said, said
+    assert 'description="What shop does is not as good as promised."' in said, said

@@ -1,5 +1,6 @@
 """Objectives that cannot be meant are refused, each wrong field by name; those of OpenSLO are taken over as a whole."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -56,12 +57,19 @@ def without(slo, field):
         (RATIO | {"ratio": {"good": "x", "total": "y"}}, "ratio.good: x has no [$window]"),
         (RATIO | {"ratio": {"bad": "rate(x[$window]) + rate(y[5m])", "total": "rate(x[$window])"}}, "the range [5m]"),
         (RATIO | {"ratio": {"bad": "increase(x[$window])", "total": "rate(x[$window])"}}, "uses increase(), where"),
+        (RATIO | {"ratio": {"bad": "irate(x[$window])", "total": "rate(x[$window])"}}, "uses irate(), where"),
+        (RATIO | {"ratio": {"bad": 'rate(x{a="[$window]"}[5m])', "total": "rate(x[$window])"}}, "has no [$window]"),
         ("sound", "'sound' is not a mapping of fields"),
     ],
 )  # fmt: skip
 def test_wrong_field_is_named(wrong, says):
     found = problems(SOUND | {"name": "other"}, wrong)
     assert any(problem.startswith("watchpost_slos[1]") and says in problem for problem in found), found
+
+
+def test_what_stands_in_quotes_is_neither_a_range_nor_a_function():
+    quoted = """sum(rate(x{code=~"[45]..", a='[5m]', b=`irate(`, c="\\"[6h]"}[$window]))"""
+    assert spec.read([RATIO | {"ratio": {"bad": quoted, "total": quoted}}]).slos[0].ratio.bad == quoted
 
 
 def test_all_that_is_wrong_is_named_at_once():
@@ -167,10 +175,17 @@ def theirs(**changed):
     return THEIRS | {"spec": THEIRS["spec"] | changed}
 
 
-def with_query(query, counter=True):
-    source = {"metricSource": {"type": "Prometheus", "spec": {"query": query}}}
-    ratio = {"counter": counter, "good": source, "total": source}
+def with_ratio(ratio):
     return theirs(indicator={"spec": {"ratioMetric": ratio}})
+
+
+def with_source(source, counter=True):
+    metric = {"metricSource": source}
+    return with_ratio({"counter": counter, "good": metric, "total": metric})
+
+
+def with_query(query, counter=True):
+    return with_source({"type": "Prometheus", "spec": {"query": query}}, counter)
 
 
 def test_objective_of_openslo_is_taken_over():
@@ -191,7 +206,10 @@ def test_indicator_by_name_and_objects_that_only_describe_are_understood():
     [
         ("sum(rate(done_total[5m]))", True, "sum(rate(done_total[$window]))"),
         ("sum(rate(done_total[{{.window}}]))", False, "sum(rate(done_total[$window]))"),
-        ('sum by (x) (increase(done_total{a="[b]"}[1h]))', False, None),
+        ('sum(increase(done_total{a="[1h]"}[1h]))', False, 'sum(rate(done_total{a="[1h]"}[$window]))'),
+        ('sum(rate(done_total{code=~"[45].."}[5m]))', True, 'sum(rate(done_total{code=~"[45].."}[$window]))'),
+        ('rate(x{a="increase("}[1h])', False, 'rate(x{a="increase("}[$window])'),
+        ('sum(rate(x{a="[5m]"}))', False, None),
         ("sum(increase(done_total[1h]))", False, "sum(rate(done_total[$window]))"),
         ("done_total", False, None),
         ("sum(done_total) - sum(failed_total)", True, None),
@@ -230,12 +248,51 @@ def test_what_would_be_lost_is_refused_by_name(slo, says):
     assert says in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        (with_ratio({"good": {}, "total": {}}), "ratioMetric.good.metricSource: is missing"),
+        (with_ratio({"good": [], "total": {}}), "ratioMetric.good: [] is not a mapping of fields"),
+        (with_ratio({"good": None}), "indicator.spec.ratioMetric: must have total, and either good or bad"),
+        (with_ratio(None), "indicator.spec.ratioMetric: None is not a mapping of fields"),
+        (theirs(indicator={"spec": {}}), "indicator.spec.ratioMetric: is missing"),
+        (theirs(indicator=None), "SLO jobs-done.spec.indicator: is missing"),
+        (theirs(indicator={}), "SLO jobs-done.spec.indicator.spec: is missing"),
+        (with_source({"type": "Prometheus"}), "ratioMetric.total.metricSource.spec: is missing"),
+        (with_source({"spec": {}}), "ratioMetric.total.metricSource.spec.query: is missing"),
+        (with_source({"spec": "up"}), "ratioMetric.total.metricSource.spec: 'up' is not a mapping of fields"),
+        (with_source({"type": 5, "spec": {"query": "x"}}), "ratioMetric.total.metricSource.type: 5 is not Prometheus"),
+        (with_source({"spec": {"query": ["x"]}}), "ratioMetric.total.metricSource.spec.query: ['x'] is not text"),
+        (with_source({"spec": {"query": "x"}}, "often"), "ratioMetric.counter: 'often' is not true or false"),
+        (theirs(timeWindow={"duration": "4w", "isRolling": True}), "spec.timeWindow: is not a list"),
+        (theirs(timeWindow=["4w"]), "spec.timeWindow[0]: '4w' is not a mapping of fields"),
+        (theirs(timeWindow=[{"duration": "4w", "begins": 1}]), "spec.timeWindow[0].begins: cannot be taken over"),
+        (theirs(objectives={"target": 0.9}), "spec.objectives: is not a list"),
+        (theirs(objectives=[0.9]), "spec.objectives[0]: 0.9 is not a mapping of fields"),
+        (theirs(objectives=[{"target": "most"}]), "spec.objectives[0].target: 'most' is not a number"),
+        (theirs(indicatorRef=["done"]), "spec.indicatorRef: ['done'] is not text"),
+        (THEIRS | {"metadata": {"labels": {}}}, "SLO without a name.metadata.name: is missing"),
+        (THEIRS | {"metadata": ["jobs-done"]}, "SLO without a name.metadata: ['jobs-done'] is not a mapping of fields"),
+        (without(THEIRS, "metadata"), "SLO without a name.metadata: is missing"),
+        (THEIRS | {"metadata": {"name": "x", "owner": "y"}}, "SLO x.metadata.owner: cannot be taken over"),
+        (THEIRS | {"kind": ["SLO"]}, "is not taken over"),
+        (THEIRS | {"spec": None}, "SLO jobs-done.spec: None is not a mapping of fields"),
+        (THEIRS | {"kind": "SLI", "spec": INDICATOR, "metadata": {}}, "SLI without a name.metadata.name: is missing"),
+    ],
+)  # fmt: skip
+def test_malformed_field_is_named(wrong, says):
+    with pytest.raises(spec.SpecError) as refusal:
+        openslo.convert(yaml.safe_dump(wrong))
+    assert says in str(refusal.value)
+
+
 # --- the command line
 
 
-def watchpost(*arguments):
+def watchpost(*arguments, **environment):
     command = [sys.executable, "-m", "watchpost", "slo", *map(str, arguments)]
-    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    environment = os.environ | environment
+    return subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_what_is_imported_can_be_checked(tmp_path):
@@ -250,6 +307,71 @@ def test_check_names_what_is_wrong_and_fails(tmp_path):
     done = watchpost("check", tmp_path / "slo.yml")
     assert done.returncode == 1
     assert done.stderr == "watchpost slo: watchpost_slos[0].objective: 1.2 is not below 1\n"
+
+
+def inventory(directory, **variables):
+    """An inventory of one host with these variables."""
+    hosts = {"prometheus": {"hosts": {"vm": {}}}, "watchpost": {"children": {"prometheus": {}}}}
+    (directory / "hosts.yml").write_text(yaml.safe_dump(hosts))
+    (directory / "group_vars").mkdir()
+    (directory / "group_vars/watchpost.yml").write_text(yaml.safe_dump(variables))
+    return directory
+
+
+def test_objectives_and_retention_of_an_inventory_are_checked(tmp_path):
+    given = inventory(tmp_path, watchpost_slos=[SOUND | {"objective": "{{ 0.9 }}5"}], prometheus_retention_days=20)
+    done = watchpost("check", "--inventory", given)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "watchpost slo: prometheus_retention_days is 20, but watchpost_slos[0] (sound) counts over 30 days; "
+        "keep metrics longer, or make its window shorter\n"
+    )
+    done = watchpost("check", "--inventory", given, "--retention-days", "30")
+    assert done.returncode == 0 and "sound: 95.00% of shop's events are good over 30 days" in done.stdout, done
+    assert "tasks-available" not in done.stdout, "those of the project are not added"
+
+
+def test_inventory_of_the_configuration_file_is_that_of_check_too(tmp_path):
+    given = inventory(tmp_path, watchpost_slos=[SOUND])
+    (tmp_path / "watchpost.toml").write_text(f'inventory = "{given}"\n')
+    done = watchpost("check", WATCHPOST_CONFIG=str(tmp_path / "watchpost.toml"))
+    assert done.returncode == 0 and f"Of {given}:\nsound: 99.00%" in done.stdout, done
+    (tmp_path / "watchpost.toml").write_text("[slo]\nretention-days = 20\n")
+    done = watchpost("check", WATCHPOST_CONFIG=str(tmp_path / "watchpost.toml"))
+    assert done.returncode == 1 and "prometheus_retention_days is 20" in done.stderr, done
+
+
+def test_rules_of_an_inventory_lead_to_its_own_address(tmp_path):
+    given = inventory(tmp_path, watchpost_slos=[SOUND], watchpost_public_name="watch.example.org")
+    done = watchpost("rules", "--inventory", given)
+    assert "https://watch.example.org/grafana/d/watchpost-slo?var-slo=sound" in done.stdout, done
+
+
+def test_inventory_that_is_not_there_is_wrong_usage():
+    done = watchpost("check", "--inventory", "/none")
+    assert done.returncode == 2 and "--inventory /none" in done.stderr
+
+
+def test_query_that_prometheus_refuses_is_named_by_its_field(tmp_path):
+    wrong = [
+        SOUND | {"availability": {"where": 'http_route=~"*"'}},
+        RATIO | {"ratio": {"bad": "sum(rate(x[$window])", "total": "scalar(rate(y[$window]))"}},
+        FAST,
+    ]
+    (tmp_path / "slo.yml").write_text(yaml.safe_dump({"watchpost_slos": wrong}))
+    done = watchpost("check", tmp_path / "slo.yml")
+    assert done.returncode == 1, done
+    regex, parenthesis, scalar = done.stderr.removeprefix("watchpost slo: ").splitlines()
+    assert regex.startswith("watchpost_slos[0].availability.where: Prometheus says: error parsing regexp"), done.stderr
+    assert parenthesis.startswith("watchpost_slos[1].ratio.bad: Prometheus says: unclosed left parenthesis")
+    assert scalar.startswith("watchpost_slos[1].ratio.total: Prometheus says: expected type instant vector")
+
+
+def test_without_promtool_it_is_said_that_no_query_was_tried(tmp_path, monkeypatch):
+    monkeypatch.setenv("WATCHPOST_CACHE", str(tmp_path))
+    done = watchpost("check")
+    assert done.returncode == 0
+    assert "Not tried by Prometheus's own checker: it is not in the artifact store" in done.stderr
 
 
 @pytest.mark.parametrize("command", ["check", "rules", "import"])

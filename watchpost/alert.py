@@ -8,6 +8,7 @@ through Grafana, as `watchpost verify` does.
 from __future__ import annotations
 
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -77,6 +78,16 @@ def requests_of(metrics: str) -> dict[str, Requests]:
         (failed if sample["failed"] else made)[sample["name"]] = float(sample["value"])
         kinds[sample["name"]] = sample["kind"]
     return {name: Requests(kinds[name], made.get(name, 0), failed.get(name, 0)) for name in kinds}
+
+
+def labels_of(severity: Severity, service: str = "") -> dict[str, str]:
+    """Return a new test alert's labels.
+
+    Alertmanager groups by `job` among others. A name of its own makes the alert a new group, which is told at once;
+    one that came back to the group of an earlier test would wait for that group's next turn.
+    """
+    labels = {"alertname": NAME, "severity": str(severity), "job": f"watchpost-alert-{secrets.token_hex(4)}"}
+    return labels | ({"service": service} if service else {})
 
 
 @dataclass
@@ -160,10 +171,9 @@ def alert(
     errors = Console(stderr=True, highlight=False)
     try:
         target = verify_target.find(inventory, url, ca, deployment, password_file)
-        with target.grafana(timeout=10) as grafana:
-            labels = {"alertname": NAME, "severity": str(severity)} | ({"service": service} if service else {})
-            with errors.status(f"Sending a {severity}, and waiting for the receivers' answers"):
-                outcomes = Test(grafana, labels, timeout).run()
+        waiting = errors.status(f"Sending a {severity}, and waiting for the receivers' answers")
+        with target.grafana(timeout=10) as grafana, waiting:
+            outcomes = Test(grafana, labels_of(severity, service), timeout).run()
     except (TargetError, AskError, httpx.HTTPError) as error:
         errors.print(f"watchpost alert: {error}", markup=False, soft_wrap=True)
         raise typer.Exit(2) from error

@@ -2,6 +2,7 @@
 
 import sys
 from importlib import import_module
+from typing import Any
 
 import click
 import typer
@@ -49,8 +50,15 @@ def command_line(*names: str) -> typer.Typer:
     return app
 
 
+def commands_of(command: object) -> dict[str, Any]:
+    """Return the commands of a group by name, of anything else none."""
+    return getattr(command, "commands", {})  # no isinstance: Typer brings a Click of its own
+
+
 def flags(command: click.Command) -> dict[str, str]:
-    """Return a command's flags, without dashes in front, and the parameter that each sets."""
+    """Return a command's flags, without dashes in front, and the parameter that each sets; of a group all commands'."""
+    if inner := commands_of(command):
+        return {flag: name for each in inner.values() for flag, name in flags(each).items()}
     return {flag.lstrip("-"): option.name for option in command.params for flag in option.opts if option.name}
 
 
@@ -60,10 +68,12 @@ def main() -> None:
     names = asked if set(asked) <= set(COMMANDS) and asked else list(COMMANDS)
     app = command_line(*names)
     group = typer.main.get_command(app)
-    loaded = {name: flags(command) for name, command in getattr(group, "commands", {}).items()}
+    commands = commands_of(group)
     try:
-        defaults = configuration(COMMANDS, loaded)
+        given = configuration(COMMANDS, {name: flags(command) for name, command in commands.items()})
     except ConfigurationError as error:
         sys.stderr.write(f"watchpost: {error}\n")
         sys.exit(2)  # wrong usage
+    # Those of a group go to each of its commands, of which each takes what it knows.
+    defaults = {name: dict.fromkeys(commands_of(commands[name]), values) or values for name, values in given.items()}
     group(default_map=defaults, auto_envvar_prefix="WATCHPOST")

@@ -12,8 +12,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from textwrap import indent
 from typing import Annotated, Any
@@ -23,7 +24,7 @@ from rich.console import Console
 
 from watchpost import verify_target
 from watchpost.options import Inventory, Json
-from watchpost.verify import LINKS, USER_AGENT, Run, State, follow
+from watchpost.verify import LINKS, USER_AGENT, Link, Run, State, follow
 from watchpost.verify_grafana import Grafana
 from watchpost.verify_target import PROJECT, TargetError
 
@@ -46,12 +47,19 @@ CHECKS = {
     "signals": "traces, logs and metrics of a request arrive, each on its own",
 }
 FULL = 0.9  # share of a file system or a queue: as the alerts DiskAlmostFull and CollectorQueueFull have it
+#: What to do about a host that cannot be looked at, by words of the reason.
+UNSEEN = {
+    "cannot be reached": "let ssh lead there from this machine; ansible_host, ansible_port and ansible_user say where",
+    "sudo password": "give it as ansible_become_password, from your Ansible Vault, or in the file that "
+    "ANSIBLE_BECOME_PASSWORD_FILE names",
+    "interpreter": "install Python 3.11 or newer there, or say by ansible_python_interpreter where it is",
+}
 RESTARTING = 30  # seconds: what was restarted by itself and has not run for longer is restarting
 SITE = "ansible-playbook -i INVENTORY site.yml"
 
 
 class LookError(Exception):
-    """A host could not be looked at; the message says why."""
+    """Nothing could be looked at; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +83,18 @@ class Finding:
 # --- looking ---
 
 
-def look(inventory: str = "") -> dict[str, dict[str, Any]]:
-    """Look at every host of an inventory; return what was found: host -> the outcomes of the playbook's tasks.
+@dataclass
+class Looked:
+    """What was found on each host, and which hosts could not be looked at."""
 
-    Raises LookError, naming the host, when one cannot be looked at.
+    hosts: dict[str, dict[str, Any]]  # host -> the outcomes of the playbook's tasks
+    unseen: dict[str, str]  # host -> why not
+
+
+def look(inventory: str = "") -> Looked:
+    """Look at every host of an inventory.
+
+    Raises LookError when none can be looked at: the inventory is not there, has no such host, or cannot be read.
     """
     command = [str(Path(sys.executable).with_name("ansible-playbook")), str(PLAYBOOK)]
     if inventory and not Path(inventory).exists():
@@ -100,22 +116,32 @@ def look(inventory: str = "") -> dict[str, dict[str, Any]]:
     return outcomes(said)
 
 
-def outcomes(said: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def outcomes(said: Mapping[str, Any]) -> Looked:
     """Read what Ansible's JSON callback says: of each host what preflight, pki and doctor have found."""
-    hosts: dict[str, dict[str, Any]] = {}
+    looked = Looked({}, {})
     for task in (task for play in said["plays"] for task in play["tasks"]):
         for host, result in task["hosts"].items():
-            if result.get("unreachable"):
-                raise LookError(f"{host} cannot be reached: {result.get('msg', '').strip()}")
-            if result.get("failed") and "problems" not in result:
-                raise LookError(f"{host}: {task['task']['name']}: {result.get('msg', result)}")
-            wanted = ("problems", "due", "ca_due", "public_due", "public_ends", "facts")
-            hosts.setdefault(host, {}).update({key: result[key] for key in wanted if key in result})
-    if unseen := [host for host, found in hosts.items() if "facts" not in found]:
-        raise LookError(f"{', '.join(unseen)}: was not looked at")
-    if not hosts:
+            found = looked.hosts.setdefault(host, {"problems": []})
+            if result.get("unreachable") or (result.get("failed") and "problems" not in result):
+                looked.unseen[host] = _unseen(task["task"]["name"], result)
+            found["problems"] += result.get("problems", [])
+            wanted = ("due", "ca_due", "public_due", "public_ends", "facts")
+            found.update({key: result[key] for key in wanted if key in result})
+    if not looked.hosts:
         raise LookError("the inventory has no host in the groups watchpost and agent")
-    return hosts
+    for host in [host for host, found in looked.hosts.items() if host in looked.unseen or "facts" not in found]:
+        looked.unseen.setdefault(host, "was not looked at")
+        del looked.hosts[host]
+    return looked
+
+
+def _unseen(task: str, result: Mapping[str, Any]) -> str:
+    """Return why a host cannot be looked at, and what to do where that is known."""
+    said = [module.get("msg", "") for module in result.get("failed_modules", {}).values()]
+    words = "; ".join(said) or str(result.get("msg", result))
+    what = "cannot be reached" if result.get("unreachable") else task
+    why = f"{what}: {words.removeprefix('Task failed: ').strip().rstrip('.')}"
+    return why + next((f". Do: {remedy}" for words, remedy in UNSEEN.items() if words in why), "")
 
 
 # --- judging ---
@@ -124,18 +150,20 @@ def outcomes(said: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def judge(host: str, found: Mapping[str, Any]) -> list[Finding]:
     """Return what is wrong with a host, without what follows from something else that is."""
     facts = found["facts"]
-    refused = [Finding(host, each["check"], host, each["problem"], _remedy(each)) for each in found.get("problems", [])]
+    problems = found["problems"]
     if not any(each["generation"] for each in facts["components"].values()):
+        refused = [_refused(host, each) for each in problems]
         return [*refused, Finding(host, "services", host, "nothing of Watchpost is deployed here", f"run {SITE}")]
     findings = [
-        *refused,
+        *(_refused(host, each) for each in problems if not each["component"]),
         *_names(host, facts),
         *_disks(host, facts),
         *_authority(host, found),
     ]
     due = {each["name"]: each["reasons"] for each in found.get("due", [])}
     for name in sorted(facts["components"].keys() | due.keys()):
-        findings += first(_component(host, name, facts, due.get(name, [])))
+        own = (_refused(host, each) for each in problems if each["component"] == name)
+        findings += first(chain(own, _component(host, name, facts, due.get(name, []))))
     findings += _other_units(host, facts)
     explained = {finding.subject for finding in findings if finding.explains}
     findings += [each for each in _queues(host, facts) if not explained & {each.subject, "otel_collector"}]
@@ -152,12 +180,14 @@ def first(findings: Iterable[Finding]) -> list[Finding]:
     return told
 
 
-def _remedy(problem: Mapping[str, str]) -> str:
-    return {
+def _refused(host: str, problem: Mapping[str, str]) -> Finding:
+    """Return what would have preflight refuse the host, as a finding."""
+    remedy = {
         "clock": "let systemd-timesyncd or chrony set it: timedatectl set-ntp true",
         "disk": "keep less (group_vars/all/retention.yml), or give the host a larger disk",
         "variables": "correct it in the inventory",
     }.get(problem["check"], "the message says what; a run of site.yml would be refused until then")
+    return Finding(host, problem["check"], problem["component"] or host, problem["problem"], remedy)
 
 
 def _names(host: str, facts: Mapping[str, Any]) -> Iterator[Finding]:
@@ -222,6 +252,9 @@ def _component(host: str, name: str, facts: Mapping[str, Any], due: list[str]) -
     unit_name = f"watchpost-{name.replace('_', '-')}.service"
     unit = facts["units"].get(unit_name, {})
     restart = f"systemctl restart {unit_name}"
+    if not found["generation"]:
+        problem = f"{name} was never deployed here, though the inventory wants it: {found['incomplete']}"
+        yield Finding(host, "services", name, problem, f"run {SITE}")
     if guard := facts["stopped"].get(name):
         mib = 1024 * 1024
         problem = f"the disk guard has stopped {name}: {guard['free'] / mib:.0f} MiB are free at {guard['state']}"
@@ -343,7 +376,17 @@ def _queues(host: str, facts: Mapping[str, Any]) -> Iterator[Finding]:
 # --- signals ---
 
 
-def signals(inventory: str, timeout: float, console: Console) -> list[Finding]:
+def askable(components: Collection[str]) -> list[Link]:
+    """Return those of verify's links that have all their components here: without the application, few."""
+    here = {f"watchpost-{name.replace('_', '-')}" for name in components}
+    links: dict[str, Link] = {}
+    for link in LINKS:  # what a link needs stands before it
+        if here.issuperset(link.units) and links.keys() >= set(link.needs):
+            links[link.name] = link
+    return list(links.values())
+
+
+def signals(inventory: str, links: Sequence[Link], timeout: float, console: Console) -> list[Finding]:
     """Make a few requests and return a finding for each link that is missing; `timeout` is in seconds."""
     try:
         target = verify_target.find(inventory)
@@ -354,7 +397,7 @@ def signals(inventory: str, timeout: float, console: Console) -> list[Finding]:
             verify_target.reach(client, target)
             run = Run(client, Grafana(client), target.password, count=1)
             with console.status("Looking for the traces, logs and metrics of a few requests"):
-                results = follow(LINKS, run, timeout)
+                results = follow(links, run, timeout)
     except TargetError as error:
         remedy = "from here it must resolve and its port be open; and this machine must trust its certificate"
         return [Finding(target.url, "signals", "gateway", str(error), remedy)]
@@ -381,45 +424,56 @@ def doctor(
     it again. docs/doctor.md explains each check.
 
     Exit code: 0 nothing is wrong, 1 something is (it is named, and what to do), 2 wrong usage, or a host cannot be
-    looked at.
+    looked at (what is found on the others is told all the same).
     """
     errors = Console(stderr=True, highlight=False)
     began = time.monotonic()
     try:
         with errors.status("Looking at the hosts"):
-            hosts = look(inventory)
-        findings = [finding for host, found in hosts.items() for finding in judge(host, found)]
+            looked = look(inventory)
     except LookError as error:
         errors.print(f"watchpost doctor: {error}", markup=False, soft_wrap=True)
         raise typer.Exit(2) from error
-    asked, unasked = not any(finding.explains for finding in findings), ""
-    if asked:
+    hosts = looked.hosts
+    findings = [finding for host, found in hosts.items() for finding in judge(host, found)]
+    unlooked = [f"{host}: {why}" for host, why in looked.unseen.items()]
+    links: list[Link] = []
+    if not unlooked and not any(finding.explains for finding in findings):
+        links = askable({component for found in hosts.values() for component in found["facts"]["components"]})
+    if links:
         try:
-            findings += signals(inventory, timeout, errors)
+            findings += signals(inventory, links, timeout, errors)
         except LookError as error:
-            asked, unasked = False, f"signals cannot be looked for: {error}"
-    seconds = time.monotonic() - began
+            links, unlooked = [], [f"signals cannot be looked for: {error}"]
     if as_json:
-        listed = [asdict(finding) | {"see": finding.see} for finding in findings]
-        report = {"ok": not findings, "hosts": sorted(hosts), "signals_asked": asked, "findings": listed}
+        report = {
+            "ok": not findings and not unlooked,
+            "hosts": sorted(hosts),
+            "unseen": looked.unseen,
+            "signals_asked": [link.name for link in links],
+            "findings": [asdict(finding) | {"see": finding.see} for finding in findings],
+        }
         sys.stdout.write(json.dumps(report, indent=2) + "\n")
-    else:
-        _print(findings, sorted(hosts), asked, seconds)
-    if unasked:
-        errors.print(f"watchpost doctor: {unasked}", markup=False, soft_wrap=True)
+    elif hosts:
+        _print(findings, sorted(hosts), links, time.monotonic() - began)
+    for why in unlooked:
+        errors.print(f"watchpost doctor: {why}", markup=False, soft_wrap=True)
+    if unlooked:
         raise typer.Exit(2)
     if findings:
         raise typer.Exit(1)
 
 
-def _print(findings: list[Finding], hosts: list[str], asked: bool, seconds: float) -> None:
+def _print(findings: list[Finding], hosts: list[str], links: list[Link], seconds: float) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for check, sought in CHECKS.items():
         count = sum(finding.check == check for finding in findings)
+        if check == "signals" and len(links) < len(LINKS):
+            sought = ", ".join(link.name for link in links) + "; the others' components are not here"
         mark = (
             f"[bold red]✗[/] {check:<14} [bold red]{count} found[/]" if count else f"[green]✓[/] {check:<14} {sought}"
         )
-        if check == "signals" and not asked:
+        if check == "signals" and not links:
             reason = ": what is found above comes first" if findings else ""
             mark = f"[yellow]·[/] {check:<14} not looked for{reason}"
         console.print(mark)

@@ -7,7 +7,7 @@ from watchpost.dashboards.look import Column, Page, to
 from watchpost.dashboards.names import BUDGET_STEPS, LOGS, SLO, TRACES
 
 OF = 'slo=~"$slo"'
-#: Windows of burn rates, and from which rate on each pair alerts (Google's SRE workbook, "Alerting on SLOs", table 5-8).
+#: Windows of burn rates, and from which rate on each pair alerts (watchpost.slo.rules, POLICY).
 BURN = [
     ("5m", "1h", 14.4, "page"),
     ("30m", "6h", 6.0, "page"),

@@ -24,9 +24,9 @@ from watchpost.ledger import LedgerError, Run, Sent, percentile
 from watchpost.ledger import read as ledger_of
 from watchpost.options import RUN, Json, RunDirectory
 from watchpost.slo import spec
-from watchpost.slo.cli import read_file
+from watchpost.slo.cli import read_file, read_inventory
 from watchpost.verify import SERVICE
-from watchpost.verify_target import TargetError, variables
+from watchpost.verify_target import TargetError
 
 VERDICT = "gate.json"
 #: Share of comparisons that may call a difference real which is none, as long as requests are independent.
@@ -215,7 +215,7 @@ def promised(service: str, inventory: str = "") -> tuple[float | None, float | N
     several the strictest counts; None is what nothing is promised of. That 95 % or more are faster than a threshold
     means that the P95 is below it; what is promised of fewer says nothing of the P95.
     """
-    objectives = spec.read(*variables(inventory, "prometheus", *spec.VARIABLES.values())) if inventory else read_file()
+    objectives = read_inventory(inventory)[0] if inventory else read_file()
     slos = [slo for slo in objectives.slos if slo.service == service]
     shares = [slo.objective for slo in slos if slo.availability and slo.availability.of == "requests"]
     thresholds = [

@@ -94,7 +94,8 @@ def _missing_links(inventory: str, run: Path) -> str:
     with (run / DOCTOR_FILE).open("w") as file:
         subprocess.run(_own("doctor", "--json", "--inventory", inventory), cwd=PROJECT, check=False, stdout=file)
     if found := read_json(run / DOCTOR_FILE):
-        reasons = [
+        reasons = [f"{host}: {why}" for host, why in found["unseen"].items()]
+        reasons += [
             f"{each['check']}: {each['problem']}. Do: {each['remedy']}"
             for each in found["findings"]
             if each["check"] != "signals"

@@ -12,15 +12,25 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from watchpost.slo import openslo, rules, spec
+from watchpost.artifacts.errors import ArtifactError
+from watchpost.slo import openslo, promtool, rules, spec
+from watchpost.verify_target import TargetError, variables
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
 FILE = PROJECT / "group_vars/all/slo.yml"
+RETENTION_FILE = PROJECT / "group_vars/all/retention.yml"
+RETENTION = "prometheus_retention_days"
+
+UNTRIED = (
+    "Not tried by Prometheus's own checker: it is not in the artifact store (watchpost artifacts ensure prometheus). "
+    "A run of site.yml tries the queries before they go live."
+)
 
 app = typer.Typer(
     help="""Service level objectives: which share of a service's events must be good.
 
-They stand in [bold]group_vars/all/slo.yml[/bold], or under watchpost_slos in your inventory, each in a few lines:
+They stand in [bold]group_vars/all/slo.yml[/bold], or under watchpost_slos in your inventory, in the place of those
+three. Each is a few lines:
 
     - name: checkout-fast        # the label slo of all that comes of it
       service: checkout          # service.name of its telemetry
@@ -37,22 +47,33 @@ They stand in [bold]group_vars/all/slo.yml[/bold], or under watchpost_slos in yo
 `check` says what is wrong with them, `rules` shows what Prometheus gets, `import` translates OpenSLO. They take
 effect with the next run of site.yml. docs/slo.md explains every formula.
 
-Exit code: 0 good, 1 the objectives are wrong (each wrong field is named), 2 wrong usage, or the file cannot be read.
+Exit code: 0 good, 1 the objectives are wrong (each wrong field is named), 2 wrong usage, or there is nothing to read.
 """,
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
 
-File = Annotated[Path, typer.Argument(help="A YAML file with watchpost_slos.", show_default="group_vars/all/slo.yml")]
+File = Annotated[
+    Path | None,
+    typer.Argument(
+        help="A YAML file with watchpost_slos.", show_default="the inventory's, else group_vars/all/slo.yml"
+    ),
+]
+Inventory = Annotated[
+    str, typer.Option(envvar="WATCHPOST_INVENTORY", help="Inventory with the objectives, if no FILE is given.")
+]
 
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Exit with 1 when objectives are wrong, with 2 when there is no file that could be read."""
+    """Exit with 1 when objectives are wrong, with 2 when there is nothing that could be read."""
     try:
         yield
     except OSError as error:
         sys.stderr.write(f"watchpost slo: {error.filename} cannot be read: {error.strerror}\n")
+        raise typer.Exit(2) from error
+    except (TargetError, ArtifactError) as error:
+        sys.stderr.write(f"watchpost slo: {error}\n")
         raise typer.Exit(2) from error
     except (spec.SpecError, yaml.YAMLError) as error:
         sys.stderr.write(f"watchpost slo: {error}\n")
@@ -67,20 +88,39 @@ def read_file(file: Path = FILE) -> spec.Objectives:
     return spec.read(found[spec.VARIABLES["slos"]], found.get(spec.VARIABLES["time_scale"], 1))
 
 
+def read_inventory(inventory: str, *names: str) -> tuple[spec.Objectives, list[Any]]:
+    """Read the objectives of an inventory, and further variables of it. Raises spec.SpecError or TargetError."""
+    slos, time_scale, *more = variables(inventory, "prometheus", *spec.VARIABLES.values(), *names)
+    return spec.read(slos, time_scale), more
+
+
 @app.command()
 def check(
-    file: File = FILE,
-    retention_days: Annotated[float, typer.Option(help="How long Prometheus keeps metrics.")] = 35,
+    file: File = None,
+    inventory: Inventory = "",
+    retention_days: Annotated[
+        float | None,
+        typer.Option(help="How long Prometheus keeps metrics; default: prometheus_retention_days, as it is set."),
+    ] = None,
 ) -> None:
     """Say what is wrong with objectives, field by field; or, when nothing is, what each comes to.
 
-    Whether Prometheus accepts the queries of a `ratio`, its own checker says
-    during the run of site.yml, before they go live.
+    Their queries are tried by promtool, if `watchpost artifacts` has got it; a run of site.yml always tries them,
+    before they go live.
     """
     with _told():
-        objectives = read_file(file)
-        if found := rules.problems(objectives, retention_days):
+        if inventory and file is None:
+            objectives, [kept] = read_inventory(inventory, RETENTION)
+        else:
+            objectives, kept = read_file(file or FILE), yaml.safe_load(RETENTION_FILE.read_text())[RETENTION]
+        found = rules.problems(objectives, float(kept if retention_days is None else retention_days))
+        try:
+            found += promtool.problems(objectives)
+        except promtool.PromtoolMissing:
+            sys.stderr.write(f"{UNTRIED}\n")
+        if found:
             raise spec.SpecError(found)
+    print(f"Of {file or inventory or FILE.relative_to(PROJECT)}:")
     if objectives.time_scale != 1:
         print(f"For a drill: all windows are {objectives.time_scale:g} times as short.")
     for slo in objectives.slos:
@@ -100,8 +140,11 @@ def check(
 
 @app.command("rules")
 def show_rules(
-    file: File = FILE,
-    public_url: Annotated[str, typer.Option(help="Where people reach the appliance, for links.")] = "https://localhost",
+    file: File = None,
+    inventory: Inventory = "",
+    public_url: Annotated[
+        str, typer.Option(help="Where people reach the appliance, for links; default: as the inventory says.")
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="JSON in the place of YAML.")] = False,
 ) -> None:
     """Print the recording and alerting rules of objectives: a rule file for any Prometheus.
@@ -111,7 +154,11 @@ def show_rules(
     A run of site.yml does the same, adds each alert's runbook_url, and has promtool check it before it goes live.
     """
     with _told():
-        groups = {"groups": rules.rule_groups(read_file(file), public_url)}
+        if inventory and file is None:
+            objectives, [address] = read_inventory(inventory, "watchpost_public_url")
+        else:
+            objectives, address = read_file(file or FILE), "https://localhost"
+        groups = {"groups": rules.rule_groups(objectives, public_url or address)}
     print(json.dumps(groups) if as_json else yaml.dump(groups, Dumper=_Plain, sort_keys=False, width=1000), end="")
 
 
@@ -125,7 +172,10 @@ def import_file(
     Occurrences, one rolling window of days or weeks, one objective with target or targetPercent. Whatever else
     stands in the file, and would mean something, is refused by name: nothing is dropped silently.
 
-        watchpost slo import theirs.yml >> inventory/my-vm/group_vars/watchpost.yml
+        watchpost slo import theirs.yml > ours.yml && watchpost slo check ours.yml
+
+    Then add the items to watchpost_slos of your inventory. Do not append the file as it is: of two watchpost_slos
+    Ansible takes the last, and the first are gone.
     """
     with _told():
         objectives = openslo.convert(file.read_text())

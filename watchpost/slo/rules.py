@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from watchpost.slo.spec import DAY, EVENTS, Availability, Latency, Objective, Objectives, Ratio
+from watchpost.slo.spec import DAY, EVENTS, Availability, Latency, Objective, Objectives, Ratio, outside_strings, show
 
 #: The windows that alerts look at, in seconds. Those up to an hour are counted from the raw series.
 WINDOWS = {"5m": 300, "30m": 1800, "1h": 3600, "2h": 7200, "6h": 21_600, "1d": DAY, "3d": 3 * DAY}
@@ -49,7 +49,7 @@ class Burn:
 
     It fires when more than `share` of the budget would be spent within `long`, and `short` shows that it goes on:
     the short window is a twelfth of the long one, so that the alert ends soon after its cause. [workbook, "6:
-    Multiwindow, Multi-Burn-Rate Alerts"; the pair of a day and two hours lies between its pages and its ticket]
+    Multiwindow, Multi-Burn-Rate Alerts": its example of rules has all four pairs, its table 5-8 not that of a day]
     """
 
     severity: str
@@ -106,6 +106,19 @@ def problems(objectives: Objectives, retention_days: float) -> list[str]:
     return found
 
 
+def queries(objectives: Objectives) -> Iterator[tuple[str, str]]:
+    """Return each field of the objectives that holds PromQL, and an expression in which it stands as in the rules."""
+    for number, slo in enumerate(objectives.slos):
+        path = f"watchpost_slos[{number}].{slo.kind}"
+        if isinstance(sli := slo.sli, Ratio):
+            written = {"good": sli.good, "bad": sli.bad, "total": sli.total}
+            with_range = _Rules(slo, objectives.time_scale, "")
+            yield from ((f"{path}.{name}", with_range.query(text, BASE)) for name, text in written.items() if text)
+        else:
+            written = {"where": sli.where, "bad": sli.bad if isinstance(sli, Availability) else ""}
+            yield from ((f"{path}.{name}", f"events{{{text}}}") for name, text in written.items() if text)
+
+
 def rule_groups(objectives: Objectives, public_url: str = "") -> list[dict[str, Any]]:
     """Return one group of rules for each objective, as Prometheus's rule files have them.
 
@@ -131,6 +144,16 @@ def duration(length: float) -> str:
 def number(value: float) -> str:
     """Write a number as PromQL reads it, with all digits that were meant."""
     return f"{value:.12g}"
+
+
+def _quoted(text: str) -> str:
+    """Write a text as PromQL, TraceQL and templates of Go read it."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _shown(query: str, text: str, otherwise: str = "?") -> str:
+    """Return a template that Prometheus fills in when an alert fires: a text about what a query finds, if anything."""
+    return f"{{{{ with query {_quoted(query)} }}}}{text}{{{{ else }}}}{otherwise}{{{{ end }}}}"
 
 
 class _Rules:
@@ -161,8 +184,8 @@ class _Rules:
         return duration(self._seconds(window))
 
     def _of(self, record: str) -> str:
-        """The objective's own series of what is recorded."""
-        return f"{record}{{slo={json.dumps(self.slo.name)}}}"
+        """The objective's own series of what is recorded: those of a service that had its name before are not."""
+        return f"{record}{{{', '.join(f'{name}={_quoted(value)}' for name, value in self.labels.items())}}}"
 
     def _counts(self) -> Iterator[Rule]:
         """Record good and all events a second, apart, over each window.
@@ -208,7 +231,7 @@ class _Rules:
                     yield {"record": f"slo:sli_{side}:rate{window}", "expr": f"sum_over_time({values}) * {share}"}
 
     def _selector(self, metric: str, *matchers: str) -> str:
-        given = [f"service_name={json.dumps(self.slo.service, ensure_ascii=False)}", *(m for m in matchers if m)]
+        given = [f"service_name={_quoted(self.slo.service)}", *(m for m in matchers if m)]
         return f"{metric}{{{', '.join(given)}}}"
 
     def _rate(self, selector: str, window: str) -> str:
@@ -217,7 +240,7 @@ class _Rules:
     def _total(self, window: str) -> str:
         sli = self.slo.sli
         if isinstance(sli, Ratio):
-            return self._query(sli.total, window)
+            return self.query(sli.total, window)
         return self._rate(self._selector(f"{EVENTS[sli.of][0]}_count", sli.where), window)
 
     def _good(self, window: str) -> str:
@@ -231,17 +254,18 @@ class _Rules:
                 self._rate(self._selector(f"{EVENTS[sli.of][0]}_bucket", sli.where, matcher), window) + " or vector(0)"
             )
         if isinstance(sli, Ratio) and sli.good is not None:
-            return f"{self._query(sli.good, window)} or vector(0)"
+            return f"{self.query(sli.good, window)} or vector(0)"
         if isinstance(sli, Availability):
             bad = self._rate(
                 self._selector(f"{EVENTS[sli.of][0]}_count", sli.where, sli.bad or EVENTS[sli.of][1]), window
             )
         else:
-            bad = self._query(sli.bad or "", window)
+            bad = self.query(sli.bad or "", window)
         return f"clamp_min({self._of(f'slo:sli_total:rate{window}')} - on () ({bad} or vector(0)), 0)"
 
-    def _query(self, query: str, window: str) -> str:
-        return f"sum({query.replace('$window', self._range(window))})"
+    def query(self, query: str, window: str) -> str:
+        """Put a window into a query of the user's own, and add up what it finds."""
+        return f"sum({outside_strings(query, lambda code: code.replace('$window', self._range(window)))})"
 
     def _ratios(self) -> Iterator[Rule]:
         """Record the error ratio of each window, and how fast it burns the budget.
@@ -281,7 +305,9 @@ class _Rules:
     def _percentile(self) -> Iterator[Rule]:
         """Record the 95th percentile of a latency objective, in seconds [histograms, "Quantiles"].
 
-        Between two bounds it is interpolated; whether it exceeds the threshold is exact, as that is a bound.
+        Between two bounds it is interpolated, and beyond the highest it is said to be that bound [histograms, "Errors
+        of quantile estimation"]. So the alert asks the same by the events, which is exact as the threshold is a bound:
+        the percentile exceeds it when more than 5 % took longer.
         """
         if isinstance(sli := self.slo.sli, Latency):
             buckets = self._selector(f"{EVENTS[sli.of][0]}_bucket", sli.where)
@@ -316,8 +342,8 @@ class _Rules:
                 "annotations": {
                     "summary": "{{ $labels.service }} spends the error budget of {{ $labels.slo }} "
                     "{{ $value | humanize }} times as fast as it may.",
-                    "description": f"{what} {self._told()}",
-                    "budget_left": self._value("slo:budget_left:ratio", "humanizePercentage"),
+                    "description": what,
+                    "budget_left": self._left(),
                     "dashboard": self.dashboard,
                     **self._examples(),
                 },
@@ -326,14 +352,15 @@ class _Rules:
         if isinstance(sli, Latency) and self.slo.objective >= P95:
             yield {
                 "alert": P95_ALERT,
-                "expr": f"{self._of('slo:latency_seconds:p95')} > {number(sli.threshold)} and {self._bad_events('5m')}",
+                "expr": f"{self._of('slo:error_ratio:rate5m')} > {number(1 - P95)} and {self._bad_events('5m')}",
                 "for": self._range("5m"),
                 "labels": {"severity": "ticket", **self.labels},
                 "annotations": {
                     "summary": "{{ $labels.service }} is slow: the 95th percentile of {{ $labels.slo }} is "
-                    f"{{{{ $value | humanizeDuration }}}}, above {sli.threshold * 1000:g} ms.",
-                    "description": f"{what} {self._told()}",
-                    "budget_left": self._value("slo:budget_left:ratio", "humanizePercentage"),
+                    + _shown(self._of("slo:latency_seconds:p95"), "{{ . | first | value | humanizeDuration }}")
+                    + f"; {{{{ $value | humanizePercentage }}}} took longer than {show(sli.threshold)}.",
+                    "description": what,
+                    "budget_left": self._left(),
                     "dashboard": self.dashboard,
                     **self._examples(),
                 },
@@ -343,15 +370,17 @@ class _Rules:
         """Say in TraceQL which traces are examples, where they are others than the failed ones of the service."""
         if not isinstance(sli := self.slo.sli, Latency):
             return {}
-        service = json.dumps(self.slo.service, ensure_ascii=False)
-        return {"traceql": f"{{ resource.service.name = {service} && duration > {sli.threshold * 1000:g}ms }}"}
+        service, longer = _quoted(self.slo.service), f"{sli.threshold * 1000:g}ms"
+        return {"traceql": f"{{ resource.service.name = {service} && duration > {longer} }}"}
 
-    def _told(self) -> str:
-        left = self._value("slo:budget_left:ratio", "humanizePercentage")
-        until = self._value("slo:time_to_exhaustion:seconds", "humanizeDuration")
-        return f"Of the budget of {self.slo.window} days {left} is left; at the last hour's rate it is gone in {until}."
-
-    def _value(self, record: str, shown: str) -> str:
-        """A template that shows a recorded value; Prometheus fills it in when the alert fires."""
-        query = self._of(record).replace('"', "'")
-        return f'{{{{ with query "{query}" }}}}{{{{ . | first | value | {shown} }}}}{{{{ else }}}}?{{{{ end }}}}'
+    def _left(self) -> str:
+        """Say what is left of the budget and how long that will do: a template, filled in when the alert fires."""
+        left, window = self._of("slo:budget_left:ratio"), f"of that of {self.slo.window} days"
+        share = "{{ . | first | value | humanizePercentage }}"
+        lasts = _shown(
+            self._of("slo:time_to_exhaustion:seconds"),
+            "at the last hour's rate it is gone in {{ . | first | value | humanizeDuration }}",
+            "in the last hour nothing was spent",
+        )
+        overspent = _shown(f"-{left} >= 0", f"none {window}; overspent by {share}")
+        return _shown(f"{left} > 0", f"{share} {window}; {lasts}", overspent)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -41,12 +41,16 @@ EVENTS = {
 
 _MATCHER = r'[a-zA-Z_]\w*\s*(?:=~|!~|!=|=)\s*"(?:[^"\\\n]|\\.)*"'
 _MATCHERS = re.compile(rf"\s*{_MATCHER}(?:\s*,\s*{_MATCHER})*\s*,?\s*")
+#: https://prometheus.io/docs/prometheus/latest/querying/basics/#string-literals
+_STRING = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|`[^`]*`)""")
 #: Pydantic's name of a wrong type -> what it should be.
-_TYPES = {
+TYPES = {
     "model_type": "a mapping of fields",
     "tuple_type": "a list",
     "string_type": "text",
     "string_too_short": "a name",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
     "float_type": "a number",
     "float_parsing": "a number",
     "finite_number": "a number",
@@ -95,13 +99,24 @@ def _matchers(text: str) -> str:
     return text.strip().rstrip(",")
 
 
+def outside_strings(query: str, change: Callable[[str], str]) -> str:
+    """Change what of a query in PromQL does not stand in quotes."""
+    return "".join(part if number % 2 else change(part) for number, part in enumerate(_STRING.split(query)))
+
+
+def without_strings(query: str) -> str:
+    """Empty what stands in quotes, so that a range or a function is one."""
+    return _STRING.sub('""', query)
+
+
 def _query(text: str) -> str:
-    ranges = re.findall(r"\[([^\]]*)\]", text)
+    code = without_strings(text)
+    ranges = re.findall(r"\[([^\]]*)\]", code)
     if "$window" not in ranges:
         raise ValueError("has no [$window], the range over which it counts, as in sum(rate(jobs_total[$window]))")
     if others := [each for each in ranges if each != "$window"]:
         raise ValueError(f"has the range [{others[0]}], where only [$window] may stand")
-    if found := re.search(r"\b(increase|delta|idelta)\s*\(", text):
+    if found := re.search(r"\b(increase|irate|delta|idelta)\s*\(", code):
         raise ValueError(f"uses {found[1]}(), where rate() must stand: events are counted by the second")
     return text.strip()
 
@@ -186,6 +201,11 @@ class Objective(_Strict):
     ratio: Ratio | None = None
 
     @property
+    def kind(self) -> str:
+        """The indicator's field: availability, latency or ratio."""
+        return "availability" if self.availability else "latency" if self.latency else "ratio"
+
+    @property
     def sli(self) -> Availability | Latency | Ratio:
         """The indicator."""
         sli = self.availability or self.latency or self.ratio
@@ -256,8 +276,8 @@ def _sentence(problem: Mapping[str, Any]) -> str:
         says = f"{value} is below {context['ge']:g}"
     elif kind == "string_pattern_mismatch":
         says = f"{value} is not a name of small letters, digits and dashes that begins with a letter"
-    elif kind in _TYPES:
-        says = f"{value!r} is not {_TYPES[kind]}"
+    elif kind in TYPES:
+        says = f"{value!r} is not {TYPES[kind]}"
     elif kind == "literal_error":
         says = f"{value} is not {context['expected']}"
     elif kind == "value_error":

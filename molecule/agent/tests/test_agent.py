@@ -1,5 +1,6 @@
 """An agent on somebody else's host: its metrics, journal and programs' telemetry arrive, also after an outage."""
 
+import datetime
 import functools
 import json
 import os
@@ -130,6 +131,38 @@ def test_nothing_is_lost_while_the_appliance_is_away(host, appliance, lines, sto
         f"{token}-{n}" for n in range(1, 21)
     }
     wait_for(lambda: stores("tempo", f"/api/traces/{probe.trace_id}"))
+
+
+def expired(host, appliance):
+    """Return the agent's certificate as the appliance's CA would have signed it for a time that is over."""
+    now = datetime.datetime.now(datetime.UTC)
+    ca = x509.load_pem_x509_certificate(appliance.file(f"{PKI}/ca.crt").content)
+    key = serialization.load_pem_private_key(appliance.file(f"{PKI}/private/ca.key").content, None)
+    valid = x509.load_pem_x509_certificate(host.file(f"{PKI}/agent/tls.crt").content)
+    over = x509.CertificateBuilder()
+    for extension in valid.extensions:
+        over = over.add_extension(extension.value, extension.critical)
+    over = over.subject_name(valid.subject).issuer_name(ca.subject).public_key(valid.public_key())
+    over = over.serial_number(x509.random_serial_number())
+    over = over.not_valid_before(now - datetime.timedelta(days=2)).not_valid_after(now - datetime.timedelta(days=1))
+    return over.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+
+
+def test_agent_keeps_what_it_has_while_its_certificate_is_over(host, appliance, lines):
+    token, path = secrets.token_hex(8), f"{PKI}/agent/tls.crt"
+    valid = host.file(path).content_string
+    put = "printf %%s %s > %s && systemctl restart %s"
+    host.check_output(put, expired(host, appliance), path, unit_name("agent"))
+    try:
+        say(host, f"for n in $(seq 10); do logger --tag expired {token}-$n; done")
+        time.sleep(2)  # the lines are read, and sent a second later: what fails from then on holds them
+        since = host.check_output("date +%s")
+        look = "journalctl --boot --output=cat --since=@%s --unit=%s | grep 'xporting failed' | grep '\"logs\"'"
+        wait_for(lambda: host.run(look, since, unit_name("agent")).rc == 0)
+        assert not lines(f'{{service_name="expired"}} |= "{token}"')
+    finally:
+        host.check_output(put, valid, path, unit_name("agent"))
+    wait_for(lambda: len({line for line, _ in lines(f'{{service_name="expired"}} |= "{token}"')}) == 10)
 
 
 def test_key_is_the_agents_alone_and_no_other_identity_is_there(host):

@@ -31,7 +31,6 @@ COMES_LATER = {
     "tempo_discarded_spans_total": "with the first span that Tempo throws away",
     "node_timex_offset_seconds": "on a host with a clock of its own: a container may not ask for it",
     "node_timex_sync_status": "on a host with a clock of its own: a container may not ask for it",
-    "slo:latency_seconds:p95": "with the first event that an objective counts",
     "watchpost:traces_kept:ratio_rate5m": "with sampling, which is off by default",
 }
 #: The same for what begins so.

@@ -38,6 +38,16 @@ def test_otlp_metric_is_found_by_its_resource(probe, query):
     assert [sample["value"][1] for sample in found] == ["7"]
 
 
+def test_first_event_of_a_series_is_an_increase(ask, query):
+    """Objectives count by rate(), which sees none before a first sample: a 0 is put where OTLP says that it began."""
+    probe = Probe()
+    body = probe.counter("molecule.errors", 1)
+    assert ask("prometheus", "http", "/api/v1/otlp/v1/metrics", method="POST", headers=JSON, body=body).status == 200
+    increase = f'increase(molecule_errors_total{{service_name="{probe.service}"}}[5m])'
+    [counted] = query("query", query=increase)["result"]
+    assert float(counted["value"][1]) > 0
+
+
 def test_exemplar_leads_to_the_trace(probe, query):
     now = probe.nanoseconds / 1e9
     selector = f'molecule_tasks_total{{service_name="{probe.service}"}}'

@@ -64,6 +64,8 @@ QUEUES = {
     "sent": "sum by (exporter) (increase({__name__=~'otelcol_exporter_sent_.+_total',job='otel_collector'}[1m]))",
 }
 # Run as a service's user: prints which of these files it cannot read, and which of these places it cannot write.
+# What has gone meanwhile is no fault (SQLite's journal lasts as long as a transaction), nor is a file that the service
+# itself has made read-only.
 ACCESS = """
 import json, os, sys
 def readable(path):
@@ -72,8 +74,17 @@ def readable(path):
         return True
     except OSError:
         return False
+def writable(path):
+    if os.access(path, os.W_OK):
+        return True
+    try:
+        return os.stat(path).st_uid == os.getuid() and os.path.isfile(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
 read, write = json.load(sys.stdin)
-print(json.dumps([[p for p in read if not readable(p)], [p for p in write if not os.access(p, os.W_OK)]]))
+print(json.dumps([[p for p in read if not readable(p)], [p for p in write if not writable(p)]]))
 """
 
 
@@ -224,12 +235,9 @@ class Host:
         read += [str(path) for path in Path(self.p["pki_dir"], name).glob("*")]
         state = Path(STATE, name)
         write = [str(path) for path in places_below(state)]
-        answer = run(
-            *(sys.executable, "-IS", "-c", ACCESS),
-            input=json.dumps([read, write]),
-            **({"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []} if os.geteuid() == 0 else {}),
-            cwd="/",
-        )
+        question = json.dumps([read, write])
+        ids = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+        answer = run(sys.executable, "-IS", "-c", ACCESS, input=question, cwd="/", **ids)
         unread, unwritten = json.loads(answer)
         out = [f"{path} cannot be read by {user.pw_name}, {mode(path)}" for path in unread]
         out += [f"{path} cannot be written by {user.pw_name}, {mode(path)}" for path in unwritten]
@@ -240,8 +248,10 @@ class Host:
 
     def served(self, name: str, endpoint: str, where: dict[str, Any]) -> str:
         """Return why an endpoint does not show the certificate that lies on disk; nothing when it does."""
-        kind = "public" if where["auth"] == "public" and name == "gateway" else "tls"
-        file = Path(self.p["pki_dir"], name, f"{kind}.crt")
+        # At 127.0.0.1 the gateway shows its own identity, and at every other address what it shows to outside.
+        outside = name == "gateway" and where["auth"] == "public"
+        file = Path(self.p["pki_dir"], name, "public.crt" if outside else "tls.crt")
+        address = "127.0.0.2" if outside else "127.0.0.1"
         try:
             context = ssl.create_default_context()
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # it is compared, whatever it is
@@ -249,7 +259,7 @@ class Host:
             if where["scheme"] == "grpcs":
                 context.set_alpn_protocols(["h2"])
             with (
-                socket.create_connection(("127.0.0.1", where["port"]), SECONDS) as plain,
+                socket.create_connection((address, where["port"]), SECONDS) as plain,
                 context.wrap_socket(plain) as connection,
             ):
                 shown = connection.getpeercert(binary_form=True) or b""
@@ -306,11 +316,12 @@ def exporters() -> dict[str, dict[str, str]]:
 
 
 def places_below(state: Path) -> list[Path]:
-    """Return a directory and what lies in it, a few levels deep."""
+    """Return a directory and what lies in it, a few levels deep; without `lost+found`, which a disk of its own has."""
     found = [state] if state.exists() else []
     for parent, directories, files in os.walk(state):
         if len(Path(parent).relative_to(state).parts) >= DEPTH - 1:
             directories.clear()
+        directories[:] = [name for name in directories if name != "lost+found"]
         found += [Path(parent, name) for name in [*directories, *files]]
     return [path for path in found if not path.is_symlink()]
 
@@ -378,6 +389,8 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
+    if os.geteuid():
+        module.fail_json(msg="Ansible is not root on the host; set ansible_user: root or ansible_become: true")
     module.exit_json(changed=False, facts=Host(module.params).look())
 
 

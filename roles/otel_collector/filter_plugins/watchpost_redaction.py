@@ -20,15 +20,20 @@ Settings = Mapping[str, Any]
 # What a text may look like and yet need no further look: most do. Go matches such a pattern in one pass, because it is
 # anchored and the next character always says how to go on; that is what makes redaction affordable.
 _BETWEEN = r"[ \-.(/)]*"
+_FRACTION = r"(?:\.(?:[0-9]{1,3}(?:\.(?:[0-9]{1,3}(?:\.0?)?)?)?)?)?"
 #: Up to five digits, or a version.
-_NUMBER = r"[0-9]{1,5}(?:\.(?:[0-9]{1,3}(?:\.(?:[0-9]{1,3}(?:\.0?)?)?)?)?)?"
+_NUMBER = rf"[0-9]{{1,5}}{_FRACTION}"
+#: Behind a number: the rest of a time, or a port. Between colons two digits, no more and no fewer, or an IPv6 address
+#: in which digits happen to stand around each colon would pass.
+_COLON = r"(?::[0-9]{2}(?:[0-9]{1,3}|(?::[0-9]{2})*%s))?"
 #: What parts two numbers that are not one telephone number. ":" only in times and in ports behind a number.
 _NUMBERS = rf"(?:{_NUMBER}(?:[ \-(/)]{_BETWEEN})?)?"
-_TIMES = rf"(?:{_NUMBER}(?::{_NUMBER})*(?:[ \-(/)]{_BETWEEN})?)?"
+_TIMES = rf"(?:{_NUMBER}{_COLON % _FRACTION}(?:[ \-(/)]{_BETWEEN})?)?"
 #: In SQL, "=" and a placeholder: "id = ?", or "id = $1" that became "id = $?".
 _PLACEHOLDER = r"= ?\$?\?"
 #: ":" only in times, ports behind a number, and "://": anywhere else a secret may follow, as in password:123.
-_NO_SIGN = r"(?:[^0-9@=:%](?:://)?|[0-9](?::[0-9])?)*"
+_DIGITS = rf"(?:[0-9]+{_COLON % ''})?"
+_NO_SIGN = rf"{_DIGITS}(?:[^0-9@=:%](?:://)?{_DIGITS})*"
 _NEITHER = rf"(?:[^0-9+ \-.(/)@=:%](?:://)?{_BETWEEN}{_TIMES})*"
 _WORDS = "[^0-9@=:%+]*"
 HARMLESS = {

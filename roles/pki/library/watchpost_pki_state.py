@@ -89,7 +89,8 @@ def main() -> None:
     try:
         public_due = look_at_public(base / "gateway", *own) if module.params["gateway"] else []
     except ValueError as error:
-        module.fail_json(msg=str(error))
+        problem = {"check": "certificates", "problem": str(error), "component": "gateway"}
+        module.fail_json(msg=str(error), problems=[problem], ca_due=ca_due, due=due)  # `watchpost doctor` looks on
     module.exit_json(
         changed=module.check_mode and bool(ca_due or due or public_due),  # in a real run the tasks that follow say so
         ca_due=ca_due,

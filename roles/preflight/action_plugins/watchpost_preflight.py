@@ -9,7 +9,7 @@ import difflib
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ansible.errors import AnsibleError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
@@ -51,6 +51,14 @@ RENAMED = {"gateway_allowed_origins": "gateway_pages"}
 MADE_LATER = ("watchpost_artifacts", "watchpost_secrets")
 
 
+class Problem(NamedTuple):
+    """Something that is wrong: what kind of thing, in words, and the component whose it is, if it is one's alone."""
+
+    check: str
+    problem: str
+    component: str = ""
+
+
 class ActionModule(ActionBase):
     """The controller's half of the module of the same name."""
 
@@ -61,7 +69,7 @@ class ActionModule(ActionBase):
         roles = {
             role.name: role for role in Path(args["roles"]).iterdir() if (role / "meta/argument_specs.yml").exists()
         }
-        problems = [("variables", problem) for problem in self._variables(roles, variables)]
+        problems = [Problem("variables", problem) for problem in self._variables(roles, variables)]
         # Whatever of these cannot be worked out is among the problems already.
         registry = as_mapping(self._value("watchpost_endpoints"))
         components = as_list(self._value("watchpost_components"))
@@ -69,13 +77,13 @@ class ActionModule(ActionBase):
             *registry_problems(registry, components, as_list(self._value("pki_extra_identities"))),
             *group_problems(registry, components, variables["groups"], variables["inventory_hostname"]),
         ]
-        problems += [("variables", problem) for problem in inventory]
+        problems += [Problem("variables", problem) for problem in inventory]
         problems += self._host(args, variables, registry, components)
         if problems:
             count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-            lines = "\n".join(f"  - {problem}" for _, problem in problems)
+            lines = "\n".join(f"  - {problem}" for _, problem, _ in problems)
             result.update(failed=True, msg=f"preflight found {count}; nothing was changed:\n{lines}")
-            result["problems"] = [{"check": check, "problem": problem} for check, problem in problems]
+            result["problems"] = [problem._asdict() for problem in problems]
         return result
 
     def _value(self, name: str) -> object:
@@ -131,8 +139,8 @@ class ActionModule(ActionBase):
 
     def _host(
         self, args: dict[str, Any], variables: dict[str, Any], registry: Mapping[str, Any], components: list[str]
-    ) -> Iterator[tuple[str, str]]:
-        """Look at the host and judge what is there: yield each problem behind the name of what it is about."""
+    ) -> Iterator[Problem]:
+        """Look at the host and judge what is there."""
         endpoints = {
             endpoint["port"]: (f"{component}.{name}", endpoint["bind"])
             for component in components
@@ -147,44 +155,46 @@ class ActionModule(ActionBase):
         )
         ended = time.time()
         if found.get("failed") or "clock" not in found:
-            yield "host", f"the host cannot be looked at: {found.get('msg', found)}"
+            yield Problem("host", f"the host cannot be looked at: {found.get('msg', found)}")
             return
         release = found["os_release"]
         if (release.get("ID"), release.get("VERSION_ID")) not in TESTED and not args["allow_untested_os"]:
-            yield (
+            yield Problem(
                 "host",
                 f"the operating system is {release.get('PRETTY_NAME', 'unknown')}; Watchpost is tested on Debian 12, "
                 "Debian 13 and Ubuntu 24.04 (to go on all the same: preflight_allow_untested_os)",
             )
         if found["architecture"] not in ARCHITECTURES:
-            yield (
+            yield Problem(
                 "host",
                 f"the CPU architecture is {found['architecture']}; it must be one of {', '.join(ARCHITECTURES)}",
             )
         if found["init"] != "systemd":
-            yield "host", f"process 1 is {found['init'] or 'unknown'}; Watchpost needs systemd"
+            yield Problem("host", f"process 1 is {found['init'] or 'unknown'}; Watchpost needs systemd")
         if tuple(int(part) for part in found["python"].split(".")[:2]) < PYTHON:
-            yield "host", f"the host's Python is {found['python']}; it must be at least {PYTHON[0]}.{PYTHON[1]}"
+            yield Problem(
+                "host", f"the host's Python is {found['python']}; it must be at least {PYTHON[0]}.{PYTHON[1]}"
+            )
         if found["user_id"] != 0:
-            yield "host", "Ansible is not root on the host; set ansible_user: root or ansible_become: true"
+            yield Problem("host", "Ansible is not root on the host; set ansible_user: root or ansible_become: true")
         if found["memory_mb"] < args["min_memory_mb"]:
-            yield (
+            yield Problem(
                 "host",
                 f"the host has {found['memory_mb']} MiB of memory; preflight_min_memory_mb is {args['min_memory_mb']}",
             )
         for directory, needed in args["min_disk_mb"].items():
             if found["free_mb"][directory] < needed:
-                yield (
+                yield Problem(
                     "disk",
                     f"{directory} has {found['free_mb'][directory]} MiB free; preflight_min_disk_mb demands {needed}",
                 )
         budgets = {name: self._value(name) for name in BUDGETS}
         for problem in budget_problems(budgets, components, found["data_mb"]):
-            yield "disk", problem
+            yield Problem("disk", problem)
         offset = max(began - found["clock"], found["clock"] - ended)
         if offset > args["max_clock_offset"]:
             side = "behind" if found["clock"] < began else "ahead of"
-            yield (
+            yield Problem(
                 "clock",
                 f"the host's clock is {offset:.0f} s {side} this machine's; "
                 "set it right, as certificates and traces depend on it",
@@ -193,11 +203,12 @@ class ActionModule(ActionBase):
             key, bind = endpoints[listener["port"]]
             ours = listener["unit"].startswith("watchpost-")
             if not ours and (bind == "any" or listener["loopback"] or listener["wildcard"]):
-                yield (
+                yield Problem(
                     "host",
                     f"port {listener['port']} is taken by {listener['process'] or 'an unknown process'} "
                     f"(pid {listener['pid']}, {listener['unit'] or 'no unit'}); stop that, or change the port of "
                     f"{key} in group_vars/all/endpoints.yml",
+                    key.partition(".")[0],
                 )
 
 

@@ -48,11 +48,12 @@ class Guard:
     def __init__(self, settings: dict[str, Any], memory: Path) -> None:
         """Take up what an earlier run of this program has left in `memory`."""
         self.stores: dict[str, dict[str, Any]] = settings["stores"]
-        self.metrics = settings["metrics"]
+        self.metrics = Path(settings["metrics"]) if settings["metrics"] else None
         self.memory = memory
         left = json.loads(memory.read_text()) if memory.exists() else []
         self.stopped = {name for name in left if name in self.stores}
-        self.tell()
+        self.written: dict[Path, str] = {}
+        self.unwritable: set[Path] = set()
 
     def look(self) -> None:
         """Look at each store's disk once, and act."""
@@ -61,27 +62,49 @@ class Guard:
         roomy = {name for name in self.stopped if free[name] >= 2 * self.stores[name]["least"]}
         if low:
             self.stopped |= low
-            self.tell()  # first: what is written down nowhere would stay stopped
+            self.remember()  # first: what is written down nowhere would stay stopped
             self.do("stop", low, free)
         if roomy:
             self.do("start", roomy, free)
             self.stopped -= roomy
-            self.tell()
+        self.remember()
+        self.tell()  # last: it may have to wait for the disk, or find it full
 
     def do(self, verb: str, names: set[str], free: dict[str, float]) -> None:
-        """Stop or start stores, and say why."""
+        """Have stores stopped or started, and say why.
+
+        Nobody waits until it is done: Loki may take 90 seconds, and meanwhile the others must be looked at. A store
+        that is to start again before it has stopped is started by systemd as soon as it has.
+        """
         for name in sorted(names):
             print(f"{verb} {name}: {free[name] / MIB:.0f} MiB are free, {self.stores[name]['least'] / MIB:.0f} must be")
-        subprocess.run(["systemctl", verb, *(self.stores[name]["unit"] for name in names)], check=True)
+        subprocess.run(["systemctl", "--no-block", verb, *(self.stores[name]["unit"] for name in names)], check=True)
+
+    def remember(self) -> None:
+        """Write down which stores are stopped, for this program's next start."""
+        self.write(self.memory, json.dumps(sorted(self.stopped)))
 
     def tell(self) -> None:
-        """Write down which stores are stopped: for this program's next start, and for Prometheus."""
-        replace(self.memory, json.dumps(sorted(self.stopped)))
+        """Write down which stores are stopped, for Prometheus."""
         if self.metrics:
             rows = (
                 f'watchpost_disk_guard_stopped{{store="{name}"}} {name in self.stopped:d}\n' for name in self.stores
             )
-            replace(Path(self.metrics), "# TYPE watchpost_disk_guard_stopped gauge\n" + "".join(rows))
+            self.write(self.metrics, "# TYPE watchpost_disk_guard_stopped gauge\n" + "".join(rows))
+
+    def write(self, path: Path, text: str) -> None:
+        """Make a file say this. What a full disk does not take keeps nobody from acting; the next look tries again."""
+        if self.written.get(path) == text:
+            return
+        try:
+            replace(path, text)
+        except OSError as error:
+            if path not in self.unwritable:
+                print(f"cannot write {path}, and shall try again: {error.strerror}")
+            self.unwritable.add(path)
+            return
+        self.written[path] = text
+        self.unwritable.discard(path)
 
 
 def replace(path: Path, text: str) -> None:
