@@ -4,6 +4,7 @@ Each run is `watchpost pipeline`, as a person or a build server calls it, agains
 """
 
 import contextlib
+import glob
 import json
 import os
 import shutil
@@ -49,15 +50,13 @@ def failed(outcomes):
 
 
 def test_good_release_is_delivered_time_after_time(release, deliveries, tmp_path, monkeypatch):
-    """And no run is found to be worse than the first."""
-    good = str(tmp_path / "good.json")
-    monkeypatch.setenv("WATCHPOST_GATE_SAVE_BASELINE", good)
+    """And no run is found to be worse than those before it."""
+    for each in ("BASELINE", "SAVE_BASELINE"):
+        monkeypatch.setenv(f"WATCHPOST_GATE_{each}", str(tmp_path / "good.json"))
     for _ in range(deliveries):
         done, report, outcomes = release()
         assert done.returncode == 0, done.stdout[-3000:]
         assert report.startswith("# Delivered") and not failed(outcomes)
-        monkeypatch.delenv("WATCHPOST_GATE_SAVE_BASELINE", raising=False)
-        monkeypatch.setenv("WATCHPOST_GATE_BASELINE", good)
 
 
 def test_jenkinsfile_s_commands_pass_in_order_and_leave_its_artifacts(appliance, left_out):
@@ -71,7 +70,9 @@ def test_jenkinsfile_s_commands_pass_in_order_and_leave_its_artifacts(appliance,
         done = subprocess.run(["bash", "-c", command], cwd=CHECKOUT, env=environment, check=False)
         assert done.returncode == 0, f"stage {stage}: {command}"
     for pattern in jenkins.artifacts(found):
-        assert [file for file in CHECKOUT.glob(pattern) if file.is_file()], f"no file is {pattern}"
+        # Not Path.glob, whose ** are directories alone before Python 3.13.
+        files = glob.glob(pattern, root_dir=CHECKOUT, recursive=True)  # noqa: PTH207 - see above
+        assert any((CHECKOUT / file).is_file() for file in files), f"no file is {pattern}"
     assert (CHECKOUT / environment["WATCHPOST_RUN"] / "report.md").read_text().startswith("# Delivered")
 
 

@@ -210,13 +210,32 @@ def test_run_of_another_scenario_is_no_baseline(tmp_path):
     assert answer.exit_code == 2 and "did something else: 120 creates" in answer.output
 
 
-@pytest.mark.parametrize(("text", "complaint"), [("{}", "run"), ("nothing", "Invalid JSON"), (None, "No such file")])
+@pytest.mark.parametrize(("text", "complaint"), [("[{}]", "run"), ("nothing", "Invalid JSON"), (None, "No such file")])
 def test_baseline_that_cannot_be_read_is_refused(tmp_path, text, complaint):
     keep = tmp_path / "baseline.json"
     if text is not None:
         keep.write_text(text)
     answer, _ = run_gate(tmp_path, requests(), "--baseline", str(keep))
     assert answer.exit_code == 2 and "baseline.json" in answer.output and complaint in answer.output
+
+
+def test_run_is_only_worse_when_it_is_worse_than_each_of_those_that_are_kept(tmp_path):
+    keep = ("--baseline", str(tmp_path / "good.json"), "--save-baseline", str(tmp_path / "good.json"))
+    assert run_gate(tmp_path, requests(), *keep)[0].exit_code == 0, "the first has nothing to be compared with"
+    slower = requests(seed=2, median=0.06)
+    assert run_gate(tmp_path, slower, *keep)[0].exit_code == 1
+    assert run_gate(tmp_path, slower, "--save-baseline", keep[1])[0].exit_code == 0, "the machine is so slow at times"
+    assert run_gate(tmp_path, requests(seed=3, median=0.06), *keep)[0].exit_code == 0
+    assert run_gate(tmp_path, requests(seed=4, median=0.2), *keep)[0].exit_code == 1
+
+
+def test_baseline_keeps_the_last_good_runs(tmp_path):
+    file = tmp_path / "good.json"
+    for number in range(gate.KEPT + 2):
+        gate.keep(file, baseline_of(Run(f"r{number}", "https://x", 0.0, scenario="s"), requests(40)))
+    assert [each.run for each in gate.read_baselines(file)] == [f"r{number}" for number in range(2, gate.KEPT + 2)]
+    gate.keep(file, baseline_of(Run("other", "https://x", 0.0, scenario="another"), requests(40)))
+    assert [each.run for each in gate.read_baselines(file)] == ["other"]
 
 
 def test_baseline_that_cannot_be_kept_is_named(tmp_path):
