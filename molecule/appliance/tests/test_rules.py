@@ -7,9 +7,9 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
-from conftest import ENDPOINTS, PKI, unit_name
+from conftest import ENDPOINTS, PKI, unit_name, wait_until
 from otlp import JSON, Probe
-from test_browser import grafana, target  # noqa: F401 - fixtures
+from test_browser import browser, grafana, page, target  # noqa: F401 - fixtures
 
 from watchpost.dashboards.run import Reader
 
@@ -43,7 +43,6 @@ COMES_LATER_BY_PREFIX = {
 #: The same for what is looked for by such a matcher.
 COMES_LATER_BY_MATCHER = {
     'http_response_status_code=~"5.."': "with the first error of the application",
-    'span_name="documentLoad"': "with the first page that a browser loads",
 }
 
 
@@ -93,6 +92,14 @@ def read_by_rules(prometheus):
     trees = prometheus("parse_query", [rule["expr"] for rule in [*rules.rules(), *slos]])
     found = {"{" + ",".join(matchers) + "}": name for name, matchers in selectors(trees)}
     return {selector: name for selector, name in found.items() if 'job="agent"' not in selector}
+
+
+def test_objective_on_page_loads_counts_what_a_browser_does(page, grafana):  # noqa: F811 - fixtures
+    def loads():
+        return grafana.instant('slo:sli_total:rate5m{slo="page-loads"} > 0', time.time())
+
+    # A batch in the page, the Collector's counts of spans every 15 s, and an evaluation every 15 s.
+    wait_until(loads, seconds=60)
 
 
 def test_every_metric_that_a_rule_reads_exists(prometheus, read_by_rules, ask):
