@@ -59,7 +59,7 @@ molecule: $(VENV)  ## All Molecule scenarios, JOBS (3) at a time; SCENARIO=x for
 	$(call step,Programs in the artifact store (built from source the first time: about 20 minutes),$(WATCHPOST) artifacts ensure)
 	@$(if $(LONG),PYTEST_ADDOPTS="-m 'long or not long'") python molecule/run.py --jobs $(JOBS) $(addprefix --failed=,$(FAILED)) $(SCENARIO)
 
-drills: $(VENV)  ## Break the appliance under load and look for all that it had acknowledged (an hour); DRILLS="-k kill" for some
+drills: $(VENV)  ## Break the appliance under load and look for all that it had acknowledged (two hours); DRILLS="-k kill" for some
 	$(call step,Debian packages of this machine,$(WATCHPOST) packages "test hosts" "building from source")
 	$(call step,Programs in the artifact store (built from source the first time: about 20 minutes),$(WATCHPOST) artifacts ensure)
 	@trap '$(WATCHPOST) testhost down drills' EXIT; inventory=$$($(WATCHPOST) testhost up drills); \
