@@ -64,7 +64,7 @@ def stores(tmp_path):
         os.utime(chunk, (written, written))
     user = {"bytes": 1_000_000, "seconds": 365000 * DAY, "user": "root", "limits": ""}
     stores = {name: {"state": str(tmp_path / name)} | user for name in ("tempo", "loki")}
-    return {"metrics": str(tmp_path / "retention.prom"), "least": 3600, "stores": stores}
+    return {"metrics": str(tmp_path / "retention.prom"), "least": 3600, "queues": {}, "stores": stores}
 
 
 @pytest.fixture
@@ -117,6 +117,23 @@ def test_what_was_found_is_told_to_prometheus(kept, stores):
     assert f'watchpost_retention_seconds{{store="tempo"}} {365000 * DAY}\n' in said
     assert 'watchpost_retention_budget_bytes{store="loki"} 1000000\n' in said
     assert "# TYPE watchpost_retention_used_bytes gauge\n" in said
+
+
+def test_damaged_queues_that_were_put_aside_are_told_to_prometheus(kept, stores, tmp_path):
+    queue = tmp_path / "queue"
+    stores["queues"] = {"otel_collector": str(queue)}
+    kept()
+    assert 'watchpost_queue_put_aside_bytes{component="otel_collector"} 0\n' in Path(stores["metrics"]).read_text()
+    queue.mkdir()
+    name = "exporter_otlp_http_loki_logs"
+    for suffix, size in {
+        "": 10000,
+        ".2026-11-26T10:00:00.damaged": 200,
+        ".2026-11-26T10:00:00.000Z.backup": 30,
+    }.items():
+        (queue / f"{name}{suffix}").write_bytes(b"x" * size)
+    kept()
+    assert 'watchpost_queue_put_aside_bytes{component="otel_collector"} 230\n' in Path(stores["metrics"]).read_text()
 
 
 def test_engine_that_has_never_run_is_left_alone(retention, stores, tmp_path):

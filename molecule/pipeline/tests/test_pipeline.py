@@ -5,16 +5,18 @@ The scenario's Collector keeps a fifth of ordinary traces, and its queues hold n
 
 import functools
 import json
+import re
 import secrets
 import time
 from dataclasses import dataclass, field
 from urllib.parse import urlencode
 
 import pytest
-from conftest import unit_name, wait_until
+from conftest import play, unit_name, wait_until
 from otlp import JSON, Probe, attributes
 
 TRACES = 80
+WAIT = 3  # seconds until a trace is decided, of host_vars
 #: Traces kept of TRACES, by the share of their service: wrong by chance once in a million runs (binomial distribution).
 SHARES = {"ordinary": range(2, 36), "half": range(18, 63), "never": range(1)}
 BEGAN = int(time.time())  # Tempo may have traces of the services that have fixed names from earlier runs
@@ -25,7 +27,7 @@ wait_for = functools.partial(wait_until, seconds=SETTLED)
 
 @dataclass(frozen=True)
 class Traces:
-    """Traces of one service, each a request with a query below it, as one OTLP request."""
+    """Traces of one service, each a request with a query below it."""
 
     service: str = field(default_factory=lambda: f"probe-{secrets.token_hex(4)}")
     milliseconds: int = 20
@@ -36,8 +38,24 @@ class Traces:
 
     @property
     def body(self):
+        """All spans, as one OTLP request."""
+        roots, queries = self.spans
+        return self.request(roots + queries)
+
+    @property
+    def halves(self):
+        """The same as two requests, in the order in which spans end: the queries, and what they are made for."""
+        roots, queries = self.spans
+        return self.request(queries), self.request(roots)
+
+    def request(self, spans):
+        resource = {"attributes": attributes(service__name=self.service)}
+        return json.dumps({"resourceSpans": [{"resource": resource, "scopeSpans": [{"spans": spans}]}]})
+
+    @property
+    def spans(self):
         now = time.time_ns()
-        spans = []
+        roots, queries = [], []
         for _ in range(self.count):
             trace = {"traceId": secrets.token_hex(16), "endTimeUnixNano": str(now)}
             root = trace | {"spanId": secrets.token_hex(8), "name": "GET /tasks", "kind": 2}
@@ -53,9 +71,9 @@ class Traces:
             query["startTimeUnixNano"] = str(now - 1_000_000)
             query["attributes"] = attributes(db__name="tasks")
             query["status"] = {"code": 2 if self.failed else 0}
-            spans += [root, query]
-        resource = {"attributes": attributes(service__name=self.service)}
-        return json.dumps({"resourceSpans": [{"resource": resource, "scopeSpans": [{"spans": spans}]}]})
+            roots.append(root)
+            queries.append(query)
+        return roots, queries
 
 
 @pytest.fixture
@@ -70,17 +88,35 @@ def send(ask):
 
 
 @pytest.fixture
-def kept(ask):
-    """How many traces of a service Tempo has, each whole."""
+def found(ask):
+    """How many traces of a service Tempo finds."""
 
-    def kept(service):
+    def found(service, span="true", more=""):
         query = urlencode(
-            {"q": f'{{ resource.service.name = "{service}" }} | count() > 1', "limit": 2 * TRACES}
+            {"q": f'{{ resource.service.name = "{service}" && {span} }} {more}', "limit": 2 * TRACES}
             | {"start": BEGAN - 1, "end": int(time.time()) + 60}
         )
         return len(ask("tempo", "http", f"/api/search?{query}").json["traces"])
 
-    return kept
+    return found
+
+
+@pytest.fixture
+def kept(found):
+    """How many traces of a service Tempo has, each whole."""
+    return lambda service: found(service, more="| count() > 1")
+
+
+@pytest.fixture
+def kept_in_parts(found):
+    """The same for traces whose spans came at different times: a search looks at what came together."""
+
+    def kept_in_parts(service):
+        roots, queries = (found(service, f'name = "{name}"') for name in ("GET /tasks", "SELECT"))
+        assert roots <= queries, "the queries came first"
+        return roots
+
+    return kept_in_parts
 
 
 @pytest.fixture
@@ -130,6 +166,22 @@ def test_every_trace_that_must_be_kept_is_kept(sent, kept, kind):
 @pytest.mark.parametrize("kind", SHARES)
 def test_of_other_traces_the_share_of_their_service_is_kept(sent, kept, kind):
     assert kept(sent[kind].service) in SHARES[kind]
+
+
+def send_halves(send, *traces):
+    """Send the roots a second after the decision."""
+    halves = [one.halves for one in traces]
+    for queries, _ in halves:
+        assert send(queries).status == 200
+    time.sleep(WAIT + 2)  # the sampler's wait, its next look, and the second
+    for _, roots in halves:
+        assert send(roots).status == 200
+
+
+def test_trace_that_ends_after_the_decision_is_kept_whole(send, kept_in_parts):
+    slow, failed = Traces(milliseconds=8000), Traces(status=500)
+    send_halves(send, slow, failed)
+    wait_for(lambda: kept_in_parts(slow.service) == kept_in_parts(failed.service) == TRACES)
 
 
 def test_spans_are_counted_before_they_are_sampled(sent, sample):
@@ -354,6 +406,28 @@ def test_store_whose_disk_is_nearly_full_is_stopped_until_there_is_room(host):
     wait_for(lambda: host.service(unit).is_running)
 
 
+def put_aside(host):
+    """Return the bytes of damaged queues that Prometheus is told of."""
+    host.check_output("systemctl start watchpost-retention.service")
+    told = host.file("/var/lib/watchpost-textfile/retention.prom").content_string
+    return int(re.search(r'watchpost_queue_put_aside_bytes{component="otel_collector"} (\d+)', told)[1])
+
+
+def test_damaged_queue_is_put_aside_and_told_to_prometheus(host, send):
+    unit, queue = unit_name("otel_collector"), "/var/lib/watchpost/otel_collector/queue"
+    # Both copies of the file's head.
+    damage = "for at in 16 4112; do printf xxxxxxxx | dd of=%s bs=1 seek=$at conv=notrunc status=none; done"
+    assert put_aside(host) == 0
+    stopped = f"systemctl stop {unit} && {damage} && systemctl start {unit}"
+    host.check_output(stopped, f"{queue}/exporter_otlp_http_loki_logs")
+    try:
+        wait_for(lambda: send(Probe().log("into a new queue"), "logs").status == 200)
+        assert put_aside(host) > 0
+    finally:
+        host.check_output(f"rm {queue}/*.damaged")
+    assert put_aside(host) == 0
+
+
 def test_keepers_of_the_disk_are_sandboxed_and_run_again(host):
     for unit in ("watchpost-retention.service", "watchpost-disk-guard.service"):
         report = host.check_output("systemd-analyze security --no-pager %s", unit)
@@ -362,7 +436,27 @@ def test_keepers_of_the_disk_are_sandboxed_and_run_again(host):
     assert host.service("watchpost-disk-guard.service").is_running
 
 
-def test_share_that_is_none_is_refused(site):
-    run = site(otel_collector_sampling_services={"checkout": 101})
+def test_settings_that_cannot_be_meant_are_refused(site):
+    run = site(
+        otel_collector_sampling_services={"checkout": 101},
+        otel_collector_sampling_wait_seconds=61,
+        otel_collector_request_mib=2,
+    )
     assert run.code != 0
+    assert "otel_collector_request_mib is 2" in run.output
     assert "otel_collector_sampling_services.checkout is 101" in run.output
+    assert "otel_collector_sampling_wait_seconds is 61" in run.output
+
+
+def test_trace_without_a_root_is_left_to_the_share_if_wanted(send, kept, kept_in_parts):
+    run = play("otel_collector", otel_collector_sampling_keep_unfinished=False)
+    assert run.code == 0, run.output
+    try:
+        unfinished, later = Traces(), Traces(failed=True)
+        send_halves(send, unfinished)
+        assert send(later.body).status == 200
+        wait_for(lambda: kept(later.service) == TRACES)
+        assert kept_in_parts(unfinished.service) in SHARES["ordinary"]
+    finally:
+        run = play("otel_collector")
+        assert run.code == 0, run.output

@@ -5,9 +5,12 @@ Both engines know retention by time only. This looks at what lies on disk, newes
 it fits into the store's budget. That age becomes the retention in the engine's file of overrides, which the engine
 reads again by itself; nothing is deleted here. When all fits, that file is empty: what the user has set holds.
 
+It tells besides what no budget knows: damaged queues that were put aside when the Collector started.
+
 The settings are JSON: `metrics`, the file for node_exporter's textfile collector or nothing; `least`, the seconds for
-which everything is kept; and `stores`, by name: `state` (directory), `bytes` (budget), `seconds` (retention at most),
-`user` (owner of the overrides), `limits` (JSON file of the limits that overrides would not inherit, or nothing).
+which everything is kept; `queues`, directories by component; and `stores`, by name: `state` (directory), `bytes`
+(budget), `seconds` (retention at most), `user` (owner of the overrides), `limits` (JSON file of the limits that
+overrides would not inherit, or nothing).
 """
 
 from __future__ import annotations
@@ -71,6 +74,11 @@ def disk_bytes(directory: Path) -> int:
     return total
 
 
+def put_aside_bytes(queue: Path) -> int:
+    """Return the bytes of the damaged files that check_queue.py and the Collector's own file_storage have put aside."""
+    return sum(file.stat().st_size for file in queue.glob("*") if file.suffix in (".damaged", ".backup"))
+
+
 def fitting(items: list[Item], room: float, least: int, most: int, now: float) -> int:
     """Return for how many seconds `items` may be kept to fit into `room` bytes; between `least` and `most`."""
     for newest, size in sorted(items, reverse=True):
@@ -114,7 +122,12 @@ def main(settings: dict[str, Any]) -> None:
         for family, value in zip(families, (used, store["bytes"], seconds, store["seconds"]), strict=True):
             families[family].append(f'watchpost_retention_{family}{{store="{name}"}} {value}\n')
     if settings["metrics"]:
-        lines = (f"# TYPE watchpost_retention_{family} gauge\n{''.join(rows)}" for family, rows in families.items())
+        metrics = {f"watchpost_retention_{family}": rows for family, rows in families.items()}
+        metrics["watchpost_queue_put_aside_bytes"] = [
+            f'watchpost_queue_put_aside_bytes{{component="{name}"}} {put_aside_bytes(Path(queue))}\n'
+            for name, queue in settings["queues"].items()
+        ]
+        lines = (f"# TYPE {name} gauge\n{''.join(rows)}" for name, rows in metrics.items())
         write(Path(settings["metrics"]), "".join(lines))
 
 
