@@ -71,19 +71,21 @@ def test_each_answer_is_known_beforehand():
         ("GET", {"id": 1, "title": "somebody else's"}, Operation.READ),
         ("PATCH", {}, Operation.EDIT),
         ("POST", {"id": 1, "title": ""}, Operation.CREATE),
+        ("GET", None, Operation.READ),
     ],
 )
 def test_answer_that_holds_something_else_is_not_the_expected_one(method, answer, operation):
     manager = TaskManager()
 
-    def other(request):
+    def change(request):
         answered = manager(request)
         if request.method == method and answered.is_success and not request.url.path.endswith("/complete"):
             listed = request.url.path == "/api/tasks" and method == "GET"
-            return answered if listed else httpx.Response(answered.status_code, json=answer)
+            other = httpx.Response(answered.status_code, json=answer) if answer is not None else httpx.Response(200)
+            return answered if listed else other
         return answered
 
-    ledger, _ = play(other)
+    ledger, _ = play(change)
     wrong = {sent.operation for sent in ledger.sent if sent.reached and not sent.as_expected}
     assert operation in wrong and all(" not " in sent.error for sent in ledger.sent if sent.operation == operation)
 

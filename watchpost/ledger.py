@@ -105,18 +105,19 @@ class Ledger:
         """Send one sampled request with its own `traceparent` (W3C Trace Context, level 1).
 
         `holds` are fields that the answer must have. Returns the request and its JSON answer, which is an empty mapping
-        when the answer is not the expected one or has no JSON object; the ledger knows why.
+        when the status is not the expected one or there is no JSON object; the ledger knows why.
         """
         trace_id, span_id = secrets.token_hex(16), secrets.token_hex(8)
-        status, error, answer = 0, "", {}
+        status, error = 0, ""
+        answer: object = {}
         started, clock = time.time(), time.perf_counter()
         try:
             response = self.client.request(
                 method, path, json=body, headers={"traceparent": f"00-{trace_id}-{span_id}-01"}
             )
             status = response.status_code
-            if status == expected and response.content:
-                answer = response.json()
+            if status == expected:
+                answer = response.json() if response.content else {}
                 error = _lacks(answer, holds or {})
         except httpx.HTTPError as caught:
             error = f"{type(caught).__name__}: {caught}"

@@ -225,10 +225,8 @@ def wrong_answers(all_sent: Sequence[Sent]) -> str:
         return ""
     first = wrong[0]
     got = f"HTTP {first.status}" if first.status else "no answer"
-    return (
-        f"{len(wrong)} of {len(all_sent)} answered wrongly, first {first}: "
-        f"{got} instead of {first.expected} {first.error}"
-    ).rstrip()
+    instead = "" if first.status == first.expected else f" instead of {first.expected}"
+    return f"{len(wrong)} of {len(all_sent)} answered wrongly, first {first}: {got}{instead} {first.error}".rstrip()
 
 
 def traces(run: Run) -> str:

@@ -32,6 +32,7 @@ VERDICT = "gate.json"
 #: Share of comparisons that may call a difference real which is none, as long as requests are independent.
 FALSE_ALARMS = 1 / 1000
 PERCENTILE = 0.95  # of the latency that is limited
+SLOWEST = 0.05  # share of both runs' requests that counts as slow in a comparison
 KEPT = 10  # earlier runs in a baseline
 FEWEST = 10  # requests of an operation in each run: with fewer no difference could be told from chance
 
@@ -143,8 +144,8 @@ def compare(made: Run, sent: Sequence[Sent], baseline: Baseline, slower_by: floa
 
     - an operation's typical latency, by Mann and Whitney's U test of its latencies now against the earlier ones times
       `slower_by`: being slower by that factor, or less, is no alarm (doi:10.1214/aoms/1177730491);
-    - the slowest: how many requests took longer than `slower_by` times the earlier P95 of their operation, against how
-      many took longer than that P95 then, by Fisher's exact test;
+    - the slowest: of both runs' latencies, the earlier ones times `slower_by`, whether more of now's are in the slowest
+      20th of their operation than of the earlier ones, by Fisher's exact test;
     - errors: how many answers are wrong, now and then, by Fisher's exact test.
 
     The level is shared by all of them (Bonferroni), so that together they raise a false alarm in FALSE_ALARMS of the
@@ -182,14 +183,19 @@ def compare(made: Run, sent: Sequence[Sent], baseline: Baseline, slower_by: floa
                 f"by chance with probability {chance:.2g}, {len(new)} and {len(old)} requests",
             )
         )
-        tail = percentile(old, 0.95)
-        for counts, latencies, bound in ((slow, new, slower_by * tail), (slow_then, old, tail)):
-            over = sum(each > bound for each in latencies)
+        tail = percentile([*new, *allowed], 1 - SLOWEST)
+        for counts, latencies in ((slow, new), (slow_then, allowed)):
+            over = sum(each >= tail for each in latencies)
             counts[0] += over
             counts[1] += len(latencies) - over
     wrong, wrong_then = [now.wrong, now.requests - now.wrong], [baseline.wrong, baseline.requests - baseline.wrong]
     for name, counts, then, why in (
-        ("slow requests", slow, slow_then, f"slower than {slower_by:g} times the earlier P95; earlier, than that P95"),
+        (
+            "slow requests",
+            slow,
+            slow_then,
+            f"the slowest of both runs, the earlier one taken as {slower_by:g} times slower",
+        ),
         ("errors", wrong, wrong_then, "answers that are not the expected ones"),
     ):
         chance = float(stats.fisher_exact([counts, then], alternative="greater").pvalue)
@@ -295,7 +301,10 @@ def gate(
         )
         checks = judge(sent, limits)
         if baseline and sent and (baseline != save_baseline or baseline.exists()):  # else this is the first
-            checks += compare_with_all(made, sent, read_baselines(baseline), slower_by)
+            earlier = read_baselines(baseline)
+            if baseline == save_baseline:  # it will begin anew with this run
+                earlier = [each for each in earlier if each.scenario == made.scenario]
+            checks += compare_with_all(made, sent, earlier, slower_by)
         good = all(check.passed for check in checks)
         verdict = {"run": made.id, "ok": good, "failures": [check.failure for check in checks if not check.passed]}
         verdict |= {"p95": limits.p95, "checks": [asdict(check) for check in checks]}
