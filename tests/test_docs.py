@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from watchpost.cli import COMMANDS, command_line
+from watchpost.cli import COMMANDS, command_line, commands_of
 
 PROJECT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("docs/**/*.md")])
@@ -54,9 +54,9 @@ def commands():
 def test_commands_exist_with_their_options(name, line):
     place = typer.main.get_command(command_line(*COMMANDS))
     for word in shlex.split(line, comments=True):
-        if hasattr(place, "commands") and not word.startswith("-"):
-            assert word in place.commands, f"{word} is no sub-command"
-            place = place.commands[word]
+        if (inner := commands_of(place)) and not word.startswith("-"):
+            assert word in inner, f"{word} is no sub-command"
+            place = inner[word]
         elif option := re.match(r"--[a-z][a-z-]+", word):
             known = {flag for parameter in place.params for flag in parameter.opts + parameter.secondary_opts}
             assert option[0] in known | {"--help"}, f"{option[0]} is no option of {line}"
