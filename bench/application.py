@@ -29,8 +29,8 @@ from rich.console import Console
 from rich.table import Table
 
 from watchpost import packages
+from watchpost.project import PROJECT
 
-PROJECT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 CONNECTIONS, THREADS = 4, 4
 TASKS = 50  # in the list: one page of it

@@ -21,7 +21,6 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import yaml
@@ -34,8 +33,8 @@ from rich.console import Console
 from rich.table import Table
 
 from watchpost import testhost, verify_target
+from watchpost.project import PROJECT, ansible
 
-PROJECT = Path(__file__).resolve().parent.parent
 GROUPS = ["gateway", "otel_collector", "tempo", "loki", "prometheus"]  # the gateway: where the address is looked up
 PLAIN_PORT, PLAIN_SINK = 24318, 24319
 SIGNALS = ("traces", "logs", "metrics")
@@ -356,7 +355,7 @@ def prepare(sampling: float) -> dict[str, Variant]:
     limits = {"host_firewall_extra_ports": [PLAIN_PORT], "host_client_mib_per_second": 1000}
     extra = json.dumps(limits | {"otel_collector_sampling_percent": sampling})
     done = subprocess.run(
-        [Path(sys.executable).with_name("ansible-playbook"), "-i", inventory, "site.yml", "-e", extra],
+        ansible("ansible-playbook", "-i", str(inventory), "site.yml", "-e", extra),
         cwd=PROJECT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:

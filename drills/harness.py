@@ -28,7 +28,8 @@ from watchpost import verify_target
 from watchpost.load import ingest_client, remarks
 from watchpost.load_read import Count, Reader
 from watchpost.load_send import Ledger, Load, Sender, Signal, Telemetry
-from watchpost.testhost import CHECKOUT, Host
+from watchpost.project import PROJECT, ansible
+from watchpost.testhost import Host
 from watchpost.verify_grafana import Span, spans_of
 
 READY_SECONDS = 10  # in which a broken service must be ready again, by itself
@@ -170,7 +171,7 @@ class Appliance:
     @cached_property
     def endpoints(self) -> dict[str, dict[str, dict[str, object]]]:
         """The registry of endpoints."""
-        text = (CHECKOUT / "group_vars/all/endpoints.yml").read_text()
+        text = (PROJECT / "group_vars/all/endpoints.yml").read_text()
         return dict(yaml.safe_load(text)["watchpost_endpoints"])
 
     @cached_property
@@ -185,11 +186,10 @@ class Appliance:
             raise AssertionError(f"{command}\nfailed ({done.returncode}): {done.stdout}{done.stderr}")
         return done.stdout.strip()
 
-    def site(self, **variables: object) -> None:
+    def site(self, *options: str, **variables: object) -> None:
         """Run site.yml with some variables changed, as a user would."""
-        program = str(Path(sys.executable).with_name("ansible-playbook"))
-        command = [program, "-i", str(self.host.inventory), "site.yml", "-e", json.dumps(variables)]
-        done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+        command = ansible("ansible-playbook", "-i", str(self.host.inventory), "site.yml", "-e", json.dumps(variables))
+        done = subprocess.run([*command, *options], cwd=PROJECT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
     def url(self, component: str) -> str:
@@ -265,12 +265,6 @@ class Appliance:
         self.shell(f"printf %s {shlex.quote(json.dumps(overlay))} >{path} && chmod 644 {path}")
         with self.arguments("otel_collector", f"--config={path}"):
             yield
-
-    def collector_role(self, **variables: object) -> None:
-        """Run the Collector's role with these variables, and its defaults for all others."""
-        command = ["ansible-playbook", "-i", self.host.inventory, "drills/collector.yml", "-e", json.dumps(variables)]
-        done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
-        assert not done.returncode, done.stdout + done.stderr
 
     @contextlib.contextmanager
     def load(

@@ -14,8 +14,9 @@ import sys
 import pytest
 import yaml
 
-from drills.harness import CHECKOUT, say, unit_name
+from drills.harness import say, unit_name
 from tests import jenkins
+from watchpost.project import PROJECT
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def release(appliance, tmp_path_factory):
     """Deliver with these settings, from this checkout; return exit code, report and the stages' outcomes."""
     count = 0
 
-    def deliver(*stages, checkout=CHECKOUT, report=False, **settings):
+    def deliver(*stages, checkout=PROJECT, report=False, **settings):
         nonlocal count
         count += 1
         inventory = tmp_path_factory.mktemp("inventory")
@@ -67,13 +68,13 @@ def test_jenkinsfile_s_commands_pass_in_order_and_leave_its_artifacts(appliance,
         if stage in left_out or stage == "cleanup":
             continue
         say(f"  {stage}: {command}")
-        done = subprocess.run(["bash", "-c", command], cwd=CHECKOUT, env=environment, check=False)
+        done = subprocess.run(["bash", "-c", command], cwd=PROJECT, env=environment, check=False)
         assert done.returncode == 0, f"stage {stage}: {command}"
     for pattern in jenkins.artifacts(found):
         # Not Path.glob, whose ** are directories alone before Python 3.13.
-        files = glob.glob(pattern, root_dir=CHECKOUT, recursive=True)  # noqa: PTH207 - see above
-        assert any((CHECKOUT / file).is_file() for file in files), f"no file is {pattern}"
-    assert (CHECKOUT / environment["WATCHPOST_RUN"] / "report.md").read_text().startswith("# Delivered")
+        files = glob.glob(pattern, root_dir=PROJECT, recursive=True)  # noqa: PTH207 - see above
+        assert any((PROJECT / file).is_file() for file in files), f"no file is {pattern}"
+    assert (PROJECT / environment["WATCHPOST_RUN"] / "report.md").read_text().startswith("# Delivered")
 
 
 def test_slow_release_is_stopped_at_the_gate_for_its_p95(release):
@@ -116,7 +117,7 @@ def broken_checkout(tmp_path):
     """A checkout whose application cannot start."""
     checkout = tmp_path / "checkout"
     ignored = shutil.ignore_patterns(".git", ".venv", ".watchpost", "node_modules", "__pycache__", ".*_cache")
-    shutil.copytree(CHECKOUT, checkout, ignore=ignored, symlinks=True)
+    shutil.copytree(PROJECT, checkout, ignore=ignored, symlinks=True)
     wsgi = checkout / "app/taskboard/wsgi.py"
     wsgi.write_text(wsgi.read_text() + '\nraise RuntimeError("this release is broken")\n')
     yield checkout

@@ -18,9 +18,14 @@ KEEP_ALL = {"otel_collector_sampling_services": {"named, so that sampling is on"
 @pytest.fixture(scope="module")
 def sampler(appliance):
     """A Collector that samples, with a small queue behind the sampler."""
-    appliance.collector_role(otel_collector_sampling_wait_seconds=WAIT, otel_collector_queue_mib=QUEUE_MIB, **KEEP_ALL)
+    appliance.site(
+        "--tags=otel_collector",
+        otel_collector_sampling_wait_seconds=WAIT,
+        otel_collector_queue_mib=QUEUE_MIB,
+        **KEEP_ALL,
+    )
     yield
-    appliance.collector_role()
+    appliance.site("--tags=otel_collector")
 
 
 def test_killed_sampler_loses_the_undecided_spans_and_nothing_else(drill, sampler):

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-PROJECT = Path(__file__).resolve().parent.parent
+from watchpost.project import PROJECT, ansible
+
 ENDPOINTS = yaml.safe_load((PROJECT / "group_vars/all/endpoints.yml").read_text())["watchpost_endpoints"]
 PKI = "/etc/watchpost/pki"
 
@@ -226,10 +226,9 @@ class Run:
 
 def run_playbook(playbook, *options, **variables):
     """Run a playbook against the scenario's host with some variables changed, as a user would."""
-    program = str(Path(sys.executable).with_name("ansible-playbook"))
     # The whole directory: beside the file that Molecule writes lies the one that tells how to reach the test host.
     inventory = str(Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent)
-    command = [program, "-i", inventory, str(playbook), "-e", json.dumps(variables), *options]
+    command = ansible("ansible-playbook", "-i", inventory, str(playbook), "-e", json.dumps(variables), *options)
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     return Run(done.returncode, done.stdout + done.stderr)
 

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import asdict
@@ -10,21 +11,21 @@ from pathlib import Path
 
 import httpx
 import pytest
-import typer.main
 import yaml
+from command_lines import TARGETS, command_of
 from jenkins import environment, evaluate, shell_commands, steps
 from typer.testing import CliRunner
 
-from watchpost.cli import COMMANDS, command_line
+from watchpost.cli import command_line, commands_of
 from watchpost.delivery import pipeline
 from watchpost.delivery.pipeline import STAGES, Stage, last_words, outcomes
 from watchpost.delivery.report import Findings, Story, look, render
 from watchpost.ledger import Run, Sent
+from watchpost.project import PROJECT
 from watchpost.verify_grafana import Grafana
 
-PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT / "molecule"))
-from receivers import explored  # noqa: E402 - of the stand-ins: it reads links as Grafana does
+from receivers import explored
 
 FORGET = "rm -rf .watchpost/run"  # how a build begins where the last one's files are still there
 
@@ -340,20 +341,14 @@ def test_workflow_of_github_lets_git_work_in_a_directory_that_is_another_user_s(
 
 
 def test_every_command_of_the_build_servers_exists(jenkinsfile):
-    targets = set(re.findall(r"^([a-z]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
-    app = typer.main.get_command(command_line(*COMMANDS))
     assert steps(jenkinsfile)[0] == ("lint", FORGET), "a workspace is kept: a build that ends early has nothing to tell"
     for command in shell_commands(jenkinsfile)[1:]:
         program, *words = command.split()
         if program == "make":
-            assert set(words) <= targets, command
+            assert set(words) <= TARGETS, command
             continue
         assert (program, words[:2]) == ("python", ["-m", "watchpost"]), command
-        found = app
-        for word in words[2:]:
-            if hasattr(found, "commands"):
-                assert word in found.commands, f"{command}: {word}"
-                found = found.commands[word]
-        assert not hasattr(found, "commands"), command
+        found = command_of(shlex.join(words[2:]))
+        assert not commands_of(found), f"{command}: a group, which does nothing by itself"
         if found.name == "pipeline":
             assert words[-1] in {stage.name for stage in STAGES}, command

@@ -1,16 +1,13 @@
 """What the documents name is there: files, headings, commands with their options, targets of make, settings."""
 
 import re
-import shlex
 import subprocess
-from pathlib import Path
 
 import pytest
-import typer.main
+from command_lines import TARGETS, command_of
 
-from watchpost.cli import COMMANDS, command_line, commands_of
+from watchpost.project import PROJECT
 
-PROJECT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("docs/**/*.md")])
 NAMES = [str(file.relative_to(PROJECT)) for file in DOCUMENTS]
 #: Prefixes of settings, as roles have them.
@@ -52,21 +49,13 @@ def commands():
 
 @pytest.mark.parametrize(("name", "line"), commands())
 def test_commands_exist_with_their_options(name, line):
-    place = typer.main.get_command(command_line(*COMMANDS))
-    for word in shlex.split(line, comments=True):
-        if (inner := commands_of(place)) and not word.startswith("-"):
-            assert word in inner, f"{word} is no sub-command"
-            place = inner[word]
-        elif option := re.match(r"--[a-z][a-z-]+", word):
-            known = {flag for parameter in place.params for flag in parameter.opts + parameter.secondary_opts}
-            assert option[0] in known | {"--help"}, f"{option[0]} is no option of {line}"
+    command_of(line)
 
 
 def test_targets_of_make_exist():
-    known = set(re.findall(r"^([a-z]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
     for name in NAMES:
         for target in re.findall(r"(?:`|^    )make ([a-z]+)", (PROJECT / name).read_text(), re.MULTILINE):
-            assert target in known, f"{name}: make {target}"
+            assert target in TARGETS, f"{name}: make {target}"
 
 
 @pytest.fixture(scope="session")

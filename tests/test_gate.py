@@ -160,7 +160,9 @@ def test_more_errors_than_before_are_found_though_the_limit_is_kept(tmp_path):
 def worse(now, then, slower_by=1.0):
     """The checks that fail when a run is compared with an earlier one."""
     run = Run("r", "https://x", 0.0)
-    return [check.name for check in compare(run, now, baseline_of(run, then), slower_by) if not check.passed]
+    return [
+        check.name for check in compare(baseline_of(run, now), baseline_of(run, then), slower_by) if not check.passed
+    ]
 
 
 def test_chance_does_not_fail_builds():

@@ -6,12 +6,12 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import yaml
 
-PROJECT = Path(__file__).resolve().parent.parent
+from watchpost.project import PROJECT, ansible
+
 GENERATIONS = {"grafana_admin_password": 1, "otlp_ingest_token": 1}
 
 
@@ -99,8 +99,7 @@ def test_only_the_owner_can_read_the_files_and_no_value_lies_there_in_the_clear(
 
 def test_ansible_vault_opens_the_file(home, store, password):
     made = values()
-    program = str(Path(sys.executable).with_name("ansible-vault"))
-    command = [program, "view", "--vault-password-file", str(password), str(store)]
+    command = ansible("ansible-vault", "view", "--vault-password-file", str(password), str(store))
     content = yaml.safe_load(subprocess.run(command, capture_output=True, check=True).stdout)
     assert {name: entry["value"] for name, entry in content.items()} == made
 

@@ -29,7 +29,7 @@ def test_two_checkouts_share_no_name(monkeypatch, tmp_path):
         str(here.sockets),
         here.deployment,
     }
-    monkeypatch.setattr(testhost, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(testhost, "PROJECT", tmp_path)
     there = Host("appliance")
     assert names.isdisjoint(
         {
@@ -105,7 +105,7 @@ def test_inventory_trusts_no_host_key_but_the_hosts_own():
 
 
 def test_groups_are_those_of_an_appliance_that_runs_everything():
-    registry = yaml.safe_load((testhost.CHECKOUT / "group_vars/all/endpoints.yml").read_text())["watchpost_endpoints"]
+    registry = yaml.safe_load((testhost.PROJECT / "group_vars/all/endpoints.yml").read_text())["watchpost_endpoints"]
     assert set(testhost.component_groups()) == set(registry) - {"host", "agent"}
 
 
@@ -135,7 +135,7 @@ def test_running_hosts_facts_are_read_back(monkeypatch, tmp_path):
 
 def test_commands_are_shown_as_they_are_typed_in_the_checkout(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(testhost, "HOSTS", tmp_path)
-    monkeypatch.setattr(testhost.sys, "executable", str(testhost.CHECKOUT / ".venv/bin/python"))
+    monkeypatch.setattr(testhost.sys, "executable", str(testhost.PROJECT / ".venv/bin/python"))
     host = Host("made")
     host.state.mkdir()
     (host.state / "host.json").write_text(json.dumps({"address": "10.213.0.2"}))

@@ -24,9 +24,10 @@ from rich.console import Console
 
 from watchpost import verify_target
 from watchpost.options import Inventory, Json
+from watchpost.project import PROJECT, ansible
 from watchpost.verify import LINKS, USER_AGENT, Link, Run, State, follow
 from watchpost.verify_grafana import Grafana
-from watchpost.verify_target import PROJECT, TargetError
+from watchpost.verify_target import TargetError
 
 PLAYBOOK = PROJECT / "playbooks" / "doctor.yml"
 DOCUMENT = "docs/doctor.md"
@@ -96,23 +97,29 @@ def look(inventory: str = "") -> Looked:
 
     Raises LookError when none can be looked at: the inventory is not there, has no such host, or cannot be read.
     """
-    command = [str(Path(sys.executable).with_name("ansible-playbook")), str(PLAYBOOK)]
+    words = [str(PLAYBOOK)]
     if inventory and not Path(inventory).exists():
         raise LookError(f"--inventory {inventory}: no such file or directory")
     if inventory:
-        command[1:1] = ["-i", str(Path(inventory).absolute())]
+        words += ["-i", str(Path(inventory).absolute())]
     # Its outcome is read from what Ansible prints, as JSON and nothing else.
     environment = os.environ | dict.fromkeys(
         ("ANSIBLE_STDOUT_CALLBACK", "ANSIBLE_CALLBACKS_ENABLED"), "ansible.posix.json"
     )
     try:
         done = subprocess.run(
-            command, cwd=PROJECT, env=environment, text=True, capture_output=True, check=False, stdin=subprocess.DEVNULL
+            ansible("ansible-playbook", *words),
+            cwd=PROJECT,
+            env=environment,
+            text=True,
+            capture_output=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
         )
         said = json.loads(done.stdout[done.stdout.index("{") :])
     except (OSError, ValueError) as error:
-        words = error if isinstance(error, OSError) else (done.stderr or done.stdout).strip()[-1000:]
-        raise LookError(f"{PLAYBOOK.name}: {words}") from error
+        said = error if isinstance(error, OSError) else (done.stderr or done.stdout).strip()[-1000:]
+        raise LookError(f"{PLAYBOOK.name}: {said}") from error
     return outcomes(said)
 
 

@@ -30,8 +30,8 @@ import yaml
 
 from watchpost import packages, secrets
 from watchpost.artifacts.store import cache_dir
+from watchpost.project import PROJECT
 
-CHECKOUT = Path(__file__).resolve().parent.parent
 CACHE = cache_dir()
 HOSTS = CACHE / "testhosts"
 #: What all checkouts of this machine share: the lock on its network, and SSH's sockets (whose paths must be short).
@@ -68,7 +68,7 @@ class Host:
     @property
     def key(self) -> str:
         """Eight hex digits that no other host of this machine has."""
-        return hashlib.sha256(f"{CHECKOUT}\0{self.name}".encode()).hexdigest()[:8]
+        return hashlib.sha256(f"{PROJECT}\0{self.name}".encode()).hexdigest()[:8]
 
     @property
     def id(self) -> str:
@@ -197,7 +197,7 @@ def mounts_below(directory: Path) -> list[Path]:
 def own_python() -> Path:
     """The Python that runs this, as a person types it: from the checkout's directory when it lies in there."""
     python = Path(sys.executable)
-    return python.relative_to(CHECKOUT) if python.is_relative_to(CHECKOUT) else python
+    return python.relative_to(PROJECT) if python.is_relative_to(PROJECT) else python
 
 
 # --- the base: one Debian tree that all hosts share ---
@@ -288,7 +288,7 @@ def resolv_conf() -> str:
 
 def component_groups() -> list[str]:
     """The groups of an appliance that runs everything, as inventory/one-vm has them."""
-    inventory = yaml.safe_load((CHECKOUT / "inventory/one-vm/hosts.yml").read_text())
+    inventory = yaml.safe_load((PROJECT / "inventory/one-vm/hosts.yml").read_text())
     return [group for group in inventory["all"]["children"] if group not in ("watchpost", "agent")]
 
 
@@ -508,7 +508,7 @@ def up(host: Host, suite: str = SUITES[0], groups: Sequence[str] = (), more: Seq
         for directory in (host.state, host.sockets, host.inventory.parent):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         address = _make_network(host)
-        facts = {"name": host.name, "checkout": str(CHECKOUT), "suite": suite, "base": str(base), "address": address}
+        facts = {"name": host.name, "checkout": str(PROJECT), "suite": suite, "base": str(base), "address": address}
         (host.state / "host.json").write_text(json.dumps(facts))
         _make_keys(host, address)
         host.inventory.write_text(inventory_text(host, address, groups or component_groups()))

@@ -12,10 +12,10 @@ from typing import Any
 import httpx
 
 from watchpost import secrets
+from watchpost.project import PROJECT
 from watchpost.verify_grafana import Grafana
 
 USER = "admin"  # of Grafana; the grafana role makes it
-PROJECT = Path(__file__).resolve().parent.parent
 PASSWORD = "grafana_admin_password"  # noqa: S105  # the secret's name, not its value
 TOKEN = "otlp_ingest_token"  # noqa: S105  # likewise
 

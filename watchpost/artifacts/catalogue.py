@@ -9,9 +9,9 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from watchpost.artifacts.errors import ArtifactError
+from watchpost.project import PROJECT
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-CATALOGUE = REPOSITORY / "artifacts" / "catalogue.yml"
+CATALOGUE = PROJECT / "artifacts" / "catalogue.yml"
 
 OsArch = Literal["linux-amd64", "linux-arm64"]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]

@@ -9,13 +9,14 @@ from enum import StrEnum
 from pathlib import Path
 
 from watchpost.artifacts import gobuild, release
-from watchpost.artifacts.catalogue import REPOSITORY, Component
+from watchpost.artifacts.catalogue import Component
 from watchpost.artifacts.download import Downloader
 from watchpost.artifacts.errors import ArtifactError, Unreachable
 from watchpost.artifacts.mirror import Mirror
 from watchpost.artifacts.progress import say, step
 from watchpost.artifacts.store import Entry, Key, Record, Store
 from watchpost.artifacts.wheelhouse import Project
+from watchpost.project import PROJECT
 
 
 class Source(StrEnum):
@@ -37,7 +38,7 @@ class Ensurer:
     python: str
     source: Source = Source.auto
     mirror: str = ""
-    repository: Path = REPOSITORY
+    repository: Path = PROJECT
     downloader: Downloader = field(default_factory=Downloader)
 
     def __post_init__(self) -> None:

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from watchpost import packages
-from watchpost.artifacts.catalogue import REPOSITORY, GoSource
+from watchpost.artifacts.catalogue import GoSource
 from watchpost.artifacts.errors import ArtifactError
+from watchpost.project import PROJECT
 
-WRAPPERS = REPOSITORY / "artifacts" / "source"
+WRAPPERS = PROJECT / "artifacts" / "source"
 _WIRE = "github.com/google/wire/cmd/wire@v0.7.0"  # generates Grafana's dependency injection
 _GRAFANA = "github.com/grafana/grafana"
 _LOG_TAIL = 20  # lines shown of a failed build

@@ -126,18 +126,18 @@ def baseline_of(run: Run, sent: Sequence[Sent]) -> Baseline:
     return Baseline(run.id, run.scenario, latencies, len(sent), sum(not each.as_expected for each in sent))
 
 
-def compare_with_all(made: Run, sent: Sequence[Sent], baselines: Sequence[Baseline], slower_by: float) -> list[Check]:
+def compare_with_all(now: Baseline, baselines: Sequence[Baseline], slower_by: float) -> list[Check]:
     """Compare with each of the earlier runs, and return what comes of the one that this run does best against.
 
     A machine that does other things is slower at times, all of a run long, which no test of one run against another can
     tell from a slower release. Several good runs show what the machine does by itself: whoever is worse than each of
     them has become worse.
     """
-    found = [compare(made, sent, baseline, slower_by) for baseline in baselines]
+    found = [compare(now, baseline, slower_by) for baseline in baselines]
     return min(found, key=lambda checks: sum(not check.passed for check in checks), default=[])
 
 
-def compare(made: Run, sent: Sequence[Sent], baseline: Baseline, slower_by: float) -> list[Check]:
+def compare(now: Baseline, baseline: Baseline, slower_by: float) -> list[Check]:
     """Say whether this run is worse than an earlier one of the same scenario, by more than chance explains.
 
     Three questions, each answered by a one-sided test whose null hypothesis is the harmless case:
@@ -154,7 +154,6 @@ def compare(made: Run, sent: Sequence[Sent], baseline: Baseline, slower_by: floa
     """
     from scipy import stats  # type: ignore[import-untyped]  # no types; a second to load: only when it is needed
 
-    now = baseline_of(made, sent)
     if now.scenario != baseline.scenario:
         raise LedgerError(
             f"run {now.run} cannot be compared with run {baseline.run}, which did something else: "
@@ -299,12 +298,12 @@ def gate(
             error_rate,
             least,
         )
-        checks = judge(sent, limits)
+        checks, now = judge(sent, limits), baseline_of(made, sent)
         if baseline and sent and (baseline != save_baseline or baseline.exists()):  # else this is the first
             earlier = read_baselines(baseline)
             if baseline == save_baseline:  # it will begin anew with this run
                 earlier = [each for each in earlier if each.scenario == made.scenario]
-            checks += compare_with_all(made, sent, earlier, slower_by)
+            checks += compare_with_all(now, earlier, slower_by)
         good = all(check.passed for check in checks)
         verdict = {"run": made.id, "ok": good, "failures": [check.failure for check in checks if not check.passed]}
         verdict |= {"p95": limits.p95, "checks": [asdict(check) for check in checks]}
@@ -312,7 +311,7 @@ def gate(
         cases = [junit.Case(c.name, failure=c.failure, output=f"{c.measured}; {c.limit}; {c.why}") for c in checks]
         junit.write(run / "gate.xml", "watchpost gate", cases)
         if good and save_baseline:
-            keep(save_baseline, baseline_of(made, sent))
+            keep(save_baseline, now)
     except (LedgerError, TargetError, spec.SpecError, OSError, yaml.YAMLError) as error:
         words = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
         Console(stderr=True).print(f"watchpost gate: {words}", markup=False, soft_wrap=True, highlight=False)

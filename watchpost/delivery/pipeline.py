@@ -25,7 +25,7 @@ from watchpost import verify
 from watchpost.delivery import gate
 from watchpost.delivery.traffic import LEDGER
 from watchpost.options import RUN, RunDirectory
-from watchpost.verify_target import PROJECT
+from watchpost.project import PROJECT, ansible
 
 STAGES_FILE = "stages.json"
 INVENTORY_FILE = "inventory"  # holds the path of the inventory that the first stage settled on
@@ -56,14 +56,10 @@ def _own(*words: str) -> list[str]:
     return [sys.executable, "-m", "watchpost", *words]
 
 
-def _ansible(program: str, *words: str) -> list[str]:
-    return [str(Path(sys.executable).with_name(program)), *words]
-
-
 def _provision(inventory: str, run: Path) -> list[str]:
     """The user's own hosts must answer; without an inventory a test host is made."""
     if inventory:
-        return _ansible("ansible", "-i", inventory, "watchpost", "-m", "ansible.builtin.ping")
+        return ansible("ansible", "-i", inventory, "watchpost", "-m", "ansible.builtin.ping")
     return _own("testhost", "up", "pipeline")
 
 
@@ -119,7 +115,7 @@ STAGES = (
     Stage("provision", _provision, _log_of("provision")),
     Stage(
         "deploy",
-        lambda inventory, _: _ansible("ansible-playbook", "-i", inventory, "site.yml"),
+        lambda inventory, _: ansible("ansible-playbook", "-i", inventory, "site.yml"),
         _log_of("deploy"),
     ),
     Stage(

@@ -13,10 +13,10 @@ import typer
 import yaml
 
 from watchpost.artifacts.errors import ArtifactError
+from watchpost.project import PROJECT
 from watchpost.slo import openslo, promtool, rules, spec
 from watchpost.verify_target import TargetError, variables
 
-PROJECT = Path(__file__).resolve().parent.parent.parent
 FILE = PROJECT / "group_vars/all/slo.yml"
 RETENTION_FILE = PROJECT / "group_vars/all/retention.yml"
 RETENTION = "prometheus_retention_days"

@@ -18,6 +18,7 @@ from conftest import ENDPOINTS, PKI, PROJECT, scenario_components, unit_name
 from otlp import JSON, Probe
 
 from watchpost import verify_target
+from watchpost.project import ansible
 from watchpost.secrets import SecretStore
 from watchpost.testhost import Host
 
@@ -116,7 +117,7 @@ def test_page_cannot_pass_itself_off_as_another_service(ask):
 
 def test_playbook_verifies_too():
     done = subprocess.run(
-        [Path(sys.executable).with_name("ansible-playbook"), f"--inventory={HOST.inventory}", "playbooks/verify.yml"],
+        ansible("ansible-playbook", f"--inventory={HOST.inventory}", "playbooks/verify.yml"),
         cwd=PROJECT, env=os.environ | {"ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import PROJECT, asker, run_playbook, unit_name, wait_until
+from conftest import PROJECT, asker, play, unit_name, wait_until
 
 INVENTORY = Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent
 HOOKS = "127.0.0.1 hooks.watchpost.test"
@@ -354,14 +354,13 @@ def queue_that_is_stuck(host, after):
 
 @failure("signals", "logs", "log lines lack the label level")
 def label_that_a_setting_takes_away(_, after):
-    collector = PROJECT / "drills/collector.yml"
     without = {"processors": {"transform/log_names": {"log_statements": []}}}
 
     def put_back():
-        assert run_playbook(collector).code == 0
+        assert play("otel_collector").code == 0
 
     after(put_back)
-    run = run_playbook(collector, otel_collector_extra_config=without)
+    run = play("otel_collector", otel_collector_extra_config=without)
     assert run.code == 0, run.output
 
 
