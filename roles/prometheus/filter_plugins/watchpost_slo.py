@@ -9,8 +9,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # the project is not installed where Ansible runs
 
-from watchpost.slo import rules, spec
-
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - whatever a variable holds
     """Ansible works out what is inside of a value only when it is asked for, by its items; others look past that."""
@@ -23,11 +21,15 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - whatever a variable holds
 
 def watchpost_slo_groups(slos: object, time_scale: object, public_url: str) -> list[dict[str, Any]]:
     """Return the groups of rules of the objectives. Raises SpecError."""
+    from watchpost.slo import rules, spec  # with pydantic, which few tasks need, and each loads its filters
+
     return rules.rule_groups(spec.read(_plain(slos), time_scale), public_url)
 
 
 def watchpost_slo_problems(slos: object, time_scale: object, retention_days: object) -> list[str]:
     """Return what is wrong with the objectives, by themselves and together with how long metrics are kept."""
+    from watchpost.slo import rules, spec
+
     try:
         objectives = spec.read(_plain(slos), time_scale)
     except spec.SpecError as error:
