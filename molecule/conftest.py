@@ -85,6 +85,22 @@ def wait_until(look, seconds):
     return found
 
 
+def replace_on_disk(host, pattern):
+    """Put a copy in the place of a file, as a package's upgrade does: what runs has the old one still."""
+    host.check_output(f"for file in {pattern}; do cp -a $file $file.new && mv $file.new $file || exit; done")
+
+
+def left_of_watchpost(host):
+    """All on a host that has Watchpost's name, or belongs to nobody, but for its data and the journal."""
+    apart = "-not -path '/var/log/*' -not -path '/var/lib/watchpost*' -not -name watchpost-testhost"
+    named = host.check_output(f"find / -xdev -name '*watchpost*' {apart}")
+    others = "getent passwd | grep watchpost; getent group | grep watchpost; nft list tables | grep watchpost"
+    units = "systemctl list-units --all --plain --no-legend 'watchpost*'"
+    orphans = "find / -xdev -nouser -o -xdev -nogroup"
+    ports = "ss --listening --tcp --numeric --no-header | grep -v ':22 '"
+    return f"{named}\n{host.check_output(f'{{ {others}; {units}; {orphans}; {ports}; }} || true')}".strip()
+
+
 @dataclass(frozen=True)
 class Answer:
     """What came back: an HTTP status with its body, or raw bytes, or an error."""

@@ -309,8 +309,8 @@ def _version(found: Mapping[str, Any], unit: Mapping[str, Any]) -> str:
         old = [version for version in process["versions"] if version != process["current"]]
         if old:
             return f"process {process['pid']} still runs {', '.join(old)}; deployed is {process['current']}"
-        if process["exe"].endswith(" (deleted)"):
-            return f"the program of process {process['pid']}, {process['exe']}, was replaced since it was started"
+        if process["replaced"]:
+            return f"{', '.join(process['replaced'])} was replaced since it was started, as by an upgrade of packages"
     if found.get("good", "") != found["generation"]:
         return f"the last deploy did not come to its end: generation {found['generation']} was never seen to be ready"
     changed = int(unit.get("StateChangeTimestamp", "").removeprefix("@") or 0)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import PROJECT, asker, play, unit_name, wait_until
+from conftest import PROJECT, asker, play, replace_on_disk, unit_name, wait_until
 
 INVENTORY = Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent
 HOOKS = "127.0.0.1 hooks.watchpost.test"
@@ -301,9 +301,9 @@ def old_version_after_a_deploy(host, after):
     host.check_output(f"ln -sfn {new} {home}/current")
 
 
-@failure("versions", "gateway", "/usr/sbin/nginx (deleted)", "was replaced since it was started", together=True)
-def program_that_was_replaced_while_it_ran(host, after):
-    host.check_output("cp -a /usr/sbin/nginx /usr/sbin/nginx.new && mv /usr/sbin/nginx.new /usr/sbin/nginx")
+@failure("versions", "gateway", "/libpcre2-8.so", "was replaced since it was started", together=True)
+def library_that_was_replaced_while_a_program_ran(host, after):
+    replace_on_disk(host, "/usr/lib/*/libpcre2-8.so.0.*")
     after(restart, host, "gateway")
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 
 import httpx
 import pytest
-from conftest import ENDPOINTS, PKI, PROJECT, play
+from conftest import ENDPOINTS, PKI, PROJECT, play, replace_on_disk, unit_name
 from otlp import JSON, Probe
 
 from drills.harness import call_grpc
@@ -197,3 +197,18 @@ def test_grpc_is_taken_packed_by_gzip_only(host, address, tmp_path, encoding, pa
     url = f"https://{address}:{ENDPOINTS['gateway']['otlp_grpc']['port']}"
     method = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
     assert call_grpc(url + method, tmp_path, packed, encoding) == status
+
+
+def test_library_that_an_upgrade_has_replaced_is_out_of_use_after_a_run(host):
+    def master():
+        return host.check_output("systemctl show --property=MainPID --value %s", unit_name("gateway"))
+
+    before = master()
+    replace_on_disk(host, "/usr/lib/*/libssl.so.3")
+    assert "libssl.so.3 (deleted)" in host.check_output(f"cat /proc/{before}/maps")
+    run = play("gateway")
+    assert run.code == 0 and run.changed, run.output
+    assert master() != before, "a reload would have left the old library in use"
+    assert "(deleted)" not in host.check_output(f"grep /usr/ /proc/{master()}/maps")
+    run = play("gateway")
+    assert run.code == 0 and not run.changed, run.output

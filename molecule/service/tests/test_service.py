@@ -10,7 +10,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from conftest import PKI, PROJECT, run_playbook
+from conftest import PKI, PROJECT, replace_on_disk, run_playbook
 
 UNIT = "watchpost-alertmanager.service"
 HOME = "/etc/watchpost/alertmanager"
@@ -195,6 +195,15 @@ def test_renewed_certificate_restarts(host):
     assert deploy().code == 0
     assert pid(host) != before
     host.check_output("sed -i '$d' /etc/watchpost/pki/alertmanager/tls.crt")
+
+
+def test_program_replaced_on_disk_restarts(host):
+    before = pid(host)
+    replace_on_disk(host, f"{PROGRAM}/bin/alertmanager")
+    outcome = deploy()
+    assert outcome.code == 0 and outcome.changed
+    assert pid(host) != before, "a reload would have left the old program running"
+    assert not deploy().changed
 
 
 def test_service_can_write_neither_its_program_nor_its_configuration(host):

@@ -32,6 +32,7 @@ from ansible.module_utils.watchpost_generation import (
     places_of,
     read_credentials,
     read_files,
+    replaced,
 )
 
 DOCUMENTATION = """
@@ -214,15 +215,15 @@ class Host:
         return ""
 
     def process(self, name: str, pid: str) -> dict[str, Any]:
-        """Return which version's files the running process has in memory, and whether its program was replaced."""
+        """Return which version's files the running process has in memory, and what of it was replaced on disk."""
         programs = Path(self.p["install_dir"]) / name
         try:
-            exe = os.readlink(f"/proc/{pid}/exe")  # noqa: PTH115 - it may end in " (deleted)"
             maps = Path(f"/proc/{pid}/maps").read_text()
         except OSError:
             return {}
         versions = sorted(set(re.findall(rf"{re.escape(str(programs))}/[^/\s]+", maps)))
-        return {"pid": pid, "exe": exe, "versions": versions, "current": str((programs / "current").resolve())}
+        current = str((programs / "current").resolve())
+        return {"pid": pid, "versions": versions, "current": current, "replaced": replaced(unit_of(name))}
 
     def access(self, name: str, current: Path) -> list[str]:
         """Return what a service may not read or write though it must, and what others may read though they must not."""

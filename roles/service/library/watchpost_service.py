@@ -26,6 +26,7 @@ from ansible.module_utils.watchpost_generation import (
     content_hash,
     fill,
     places_of,
+    replaced,
     write,
 )
 
@@ -332,6 +333,8 @@ class Service:
             return f"the unit is {seen['ActiveState']} and {seen['UnitFileState'] or 'unknown'}"
         if seen["NeedDaemonReload"] == "yes":
             return "systemd has not read the present unit"
+        if gone := replaced(self.unit):
+            return f"what it runs was replaced on disk: {', '.join(gone)}"
         return ""
 
     def check_only(self) -> None:
@@ -359,11 +362,13 @@ class Service:
             staging.rename(self.generation_dir(self.wanted))
         good = self.record()
         was_good = good.get("generation") == self.wanted
-        # A reload is enough only from the good generation as it was recorded, when nothing but its files changes.
+        # A reload is enough only from the good generation as it was recorded, when nothing but its files changes, and
+        # when its program and libraries are those that are on disk.
         settled = (
             self.current.resolve().name == good.get("generation")
             and good.get("certificate") == self.certificate_digest()
             and self.show("ActiveState")["ActiveState"] == "active"
+            and not replaced(self.unit)
         )
         restart = self.activate(self.wanted)
         try:

@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 
 CHECK_SECONDS = 180
 SAID_LINES = 30
+#: Lines of /proc/<pid>/maps of code whose file is gone: addresses, permissions, offset, device, inode, path.
+REPLACED = re.compile(r"^\S+ ..x\S \S+ \S+ \S+ +(/(?:usr|lib|lib64|bin|sbin|opt)/.+) \(deleted\)$", re.MULTILINE)
 #: What a generation's directory holds beside its configuration files.
 OWN_FILES = ("unit", "program", "ready.json", "checks.json")
 CREDENTIALS = "credentials"
@@ -121,6 +123,25 @@ def check(
             if done.returncode:
                 said = "\n".join((done.stdout + done.stderr).strip().splitlines()[-SAID_LINES:])
                 raise Refused(f"`{shlex.join(command)}` exited {done.returncode}. It says:\n{said}")
+
+
+def replaced(unit: str) -> list[str]:
+    """Return the programs and libraries that a unit's processes run and that were replaced on disk since, as by `apt`.
+
+    Only code where packages and Watchpost put it counts. What else is mapped and deleted is meant to be: memory files,
+    SQLite's shared memory, code that a program makes for itself.
+    """
+    answer = subprocess.run(
+        ["systemctl", "show", "--property=ControlGroup", "--value", unit], capture_output=True, text=True, check=False
+    )
+    found = set()
+    group = answer.stdout.strip().lstrip("/")
+    for processes in Path("/sys/fs/cgroup", group).rglob("cgroup.procs") if group else ():
+        with contextlib.suppress(OSError):  # it has ended
+            for pid in processes.read_text().split():
+                with contextlib.suppress(OSError):
+                    found |= set(REPLACED.findall(Path("/proc", pid, "maps").read_text()))
+    return sorted(found)
 
 
 def ask(ready: dict[str, Any], ca: str, certificate: str, key: str) -> str:
