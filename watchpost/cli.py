@@ -15,6 +15,7 @@ from watchpost.options import ConfigurationError, configuration
 COMMANDS = {
     "artifacts": ("watchpost.artifacts.cli", "app"),
     "secrets": ("watchpost.secrets", "app"),
+    "backup": ("watchpost.backup", "app"),
     "testhost": ("watchpost.testhost", "app"),
     "packages": ("watchpost.packages", "command"),
     "verify": ("watchpost.verify", "verify"),

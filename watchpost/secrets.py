@@ -79,7 +79,7 @@ class SecretStore:
                 entries[name] = {"generation": generations[name], "value": token_urlsafe(_SECRET_BYTES)}
             if made:
                 text = yaml.safe_dump(entries, sort_keys=True)
-                _write_private(self.path, self._vault().encrypt(text.encode()))
+                write_private(self.path, self.seal(text.encode()))
         return {name: entries[name]["value"] for name in generations}, made
 
     def read(self) -> dict[str, Entry]:
@@ -88,18 +88,30 @@ class SecretStore:
             sealed = self.path.read_bytes()
         except FileNotFoundError:
             return {}
-        from ansible.errors import AnsibleError  # type: ignore[import-untyped]  # Ansible ships no types
-
-        try:
-            content = yaml.safe_load(self._vault().decrypt(sealed))
-        except AnsibleError as error:
-            raise SecretsError(
-                f"{self.path} does not open with the vault password in {_password_file()}: "
-                "point ANSIBLE_VAULT_PASSWORD_FILE at the one it was made with"
-            ) from error
+        content = yaml.safe_load(self.open(sealed, str(self.path)))
         if not isinstance(content, dict):
             raise SecretsError(f"{self.path} opens, but does not hold a mapping of secrets")
         return content
+
+    def seal(self, plain: bytes) -> bytes:
+        """Encrypt as `ansible-vault encrypt` does, with the vault's password; one is made if there is none."""
+        sealed: bytes = self._vault().encrypt(plain)
+        return sealed
+
+    def open(self, sealed: bytes, name: str) -> bytes:
+        """Decrypt what `seal` or `ansible-vault` has encrypted; `name` is what a SecretsError calls it."""
+        from ansible.errors import AnsibleError  # type: ignore[import-untyped]  # Ansible ships no types
+
+        if not _password_file().exists():
+            raise SecretsError(f"the vault password file {_password_file()} is missing: put it back to open {name}")
+        try:
+            plain: bytes = self._vault().decrypt(sealed)
+        except AnsibleError as error:
+            raise SecretsError(
+                f"{name} does not open with the vault password in {_password_file()}: "
+                "point ANSIBLE_VAULT_PASSWORD_FILE at the one it was made with"
+            ) from error
+        return plain
 
     def _vault(self) -> VaultLib:
         # Ansible takes a quarter of a second to import: only when something is opened or sealed.
@@ -110,12 +122,12 @@ class SecretStore:
     def _password(self) -> bytes:
         file = _password_file()
         if not file.exists():
-            if self.path.exists() or "ANSIBLE_VAULT_PASSWORD_FILE" in os.environ:
-                raise SecretsError(f"the vault password file {file} is missing: put it back to open {self.path}")
+            if "ANSIBLE_VAULT_PASSWORD_FILE" in os.environ:
+                raise SecretsError(f"the vault password file {file} is missing: ANSIBLE_VAULT_PASSWORD_FILE names it")
             file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with _locked(file.with_suffix(".lock")):
                 if not file.exists():
-                    _write_private(file, f"{token_urlsafe(_SECRET_BYTES)}\n".encode())
+                    write_private(file, f"{token_urlsafe(_SECRET_BYTES)}\n".encode())
         if os.access(file, os.X_OK):  # as Ansible does: an executable is a script that prints the password
             answer = subprocess.run([str(file)], stdout=subprocess.PIPE, check=False)
             if answer.returncode:
@@ -143,7 +155,7 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _write_private(path: Path, content: bytes) -> None:
+def write_private(path: Path, content: bytes) -> None:
     """Replace a file in one step; nobody but its owner can read it at any moment (mkstemp makes it 0600)."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Make Grafana's dashboards from their code; draw them; keep people's own.")
 
-Url = Annotated[str, typer.Option(help="The gateway, like https://HOST; default: from the inventory.")]
-Deployment = Annotated[str, typer.Option(help="Name of the installation; default: from the inventory.")]
-
 
 @app.command()
 def build(
@@ -60,13 +57,11 @@ def draw(
 def save(
     directory: Annotated[Path, typer.Argument(help="Where to put <uid>.json.")],
     inventory: Inventory = "",
-    url: Url = "",
-    deployment: Deployment = "",
 ) -> None:
     """Save the dashboards that people made, with their folders' names."""
     from watchpost.dashboards.backup import save as keep
 
-    with _grafana(inventory, url, deployment) as grafana:
+    with _grafana(inventory) as grafana:
         for title in keep(grafana, directory):
             typer.echo(f"saved {title}")
 
@@ -75,19 +70,17 @@ def save(
 def restore(
     directory: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="What `save` has written.")],
     inventory: Inventory = "",
-    url: Url = "",
-    deployment: Deployment = "",
 ) -> None:
     """Put saved dashboards back, over those of the same uid."""
     from watchpost.dashboards.backup import restore as put_back
 
-    with _grafana(inventory, url, deployment) as grafana:
+    with _grafana(inventory) as grafana:
         for title in put_back(grafana, directory):
             typer.echo(f"restored {title}")
 
 
 @contextmanager
-def _grafana(inventory: str, url: str = "", deployment: str = "") -> Iterator[Grafana]:
+def _grafana(inventory: str) -> Iterator[Grafana]:
     """Log in; exit 2 with one line when the appliance or its answer is not to be had."""
     import httpx  # only what speaks to an appliance needs it: building is part of every run of site.yml
 
@@ -95,7 +88,7 @@ def _grafana(inventory: str, url: str = "", deployment: str = "") -> Iterator[Gr
     from watchpost.verify_grafana import AskError
 
     try:
-        target = verify_target.find(inventory, url, deployment=deployment)
+        target = verify_target.find(inventory)
         with target.grafana() as grafana:
             yield grafana
     except (verify_target.TargetError, AskError, httpx.HTTPError) as error:

@@ -5,10 +5,13 @@ reports as a browser does. What is empty when all is well is named here, with wh
 """
 
 import re
+import subprocess
+import sys
 import time
 
 import pytest
-from conftest import PROJECT, run_playbook, wait_until
+from conftest import PROJECT, wait_until
+from test_appliance import HOST
 from test_browser import browser, grafana, target  # noqa: F401 - fixtures
 from traffic import traffic  # noqa: F401 - a fixture
 
@@ -101,18 +104,21 @@ def test_dashboards_are_read_only_and_say_so(grafana, traffic):  # noqa: F811 - 
         assert answer.status_code == 400 and "provisioned" in answer.text, answer.text
 
 
-def test_deleted_dashboard_of_a_person_comes_back_from_the_backup(grafana, tmp_path):  # noqa: F811 - a fixture
+def dashboards(command, directory):
+    words = [sys.executable, "-m", "watchpost", "dashboards", command, str(directory), f"--inventory={HOST.inventory}"]
+    subprocess.run(words, cwd=PROJECT, check=True)
+
+
+def test_deleted_dashboard_of_a_person_comes_back_from_its_file(grafana, tmp_path):  # noqa: F811 - a fixture
     client, api = grafana.client, f"{grafana.base}/api"
     assert client.post(f"{api}/folders", json={"uid": "people", "title": "People"}).status_code == 200
     mine = {"title": "Mine", "uid": "mine", "panels": [{"type": "text", "title": "Hello", "id": 1}]}
     assert client.post(f"{api}/dashboards/db", json={"dashboard": mine, "folderUid": "people"}).status_code == 200
-    run = run_playbook(PROJECT / "playbooks/grafana-backup.yml", grafana_backup=str(tmp_path))
-    assert run.code == 0 and not run.changed, run.output
+    dashboards("save", tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["mine.json"], "what Watchpost provides is not among them"
     assert client.delete(f"{api}/folders/people").status_code == 200
     assert client.get(f"{api}/dashboards/uid/mine").status_code == 404
-    run = run_playbook(PROJECT / "playbooks/grafana-restore.yml", grafana_backup=str(tmp_path))
-    assert run.code == 0, run.output
+    dashboards("restore", tmp_path)
     back = client.get(f"{api}/dashboards/uid/mine").json()
     assert back["meta"]["folderTitle"] == "People" and back["dashboard"]["panels"] == mine["panels"]
     assert client.delete(f"{api}/folders/people").status_code == 200
