@@ -6,6 +6,7 @@ file from the first time; else, that first time, by the checksums that upstream 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -83,6 +84,11 @@ def fetch(key: Key, release: Release, work: Path, downloader: Downloader, rememb
         raise ChecksumMismatch(url, expected, found, advice)
     remembered.add(url, found)
     return unpack(file, {fill(k, key): v for k, v in release.take.items()}, work), url
+
+
+def recipe_digest(release: Release) -> str:
+    """Return a digest of what is taken from a release's file, so that a changed catalogue takes it anew."""
+    return hashlib.sha256(json.dumps(release.take, sort_keys=True).encode()).hexdigest()
 
 
 def published(text: str, file: str, where: str) -> str:

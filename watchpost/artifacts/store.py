@@ -71,7 +71,7 @@ class Record(BaseModel):
     source: Literal["release", "mirror", "source"]
     #: The URL it came from, or what it was built from.
     origin: str
-    #: Digest of everything that decides what a build from source makes; empty for the other sources.
+    #: Digest of everything that decides what is made of sources, or of a release's file; empty for a mirror's.
     recipe: str = ""
 
 

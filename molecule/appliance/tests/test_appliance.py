@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 
 import pytest
 import yaml
-from conftest import ENDPOINTS, PKI, PROJECT, scenario_components, unit_name
+from conftest import ENDPOINTS, PKI, PROJECT, play, scenario_components, unit_name
 from otlp import JSON, Probe
 
 from watchpost import verify_target
@@ -160,6 +160,14 @@ def test_stopped_component_is_seen_and_its_missing_link_named(host, victim, link
     assert report["missing"] == links
     hints = [link["hint"] for link in report["links"] if link["state"] == "missing"]
     assert all(f"journalctl -u {unit_name(victim).removesuffix('.service')} " in hint for hint in hints)
+
+
+def test_a_run_fails_with_the_name_of_a_data_source_that_does_not_answer(host):
+    with stopped(host, "loki"):
+        run = play("grafana", __grafana_answer_seconds=2)
+    assert run.code != 0
+    assert "Grafana's data source loki does not work. It answers:" in run.output, run.output
+    assert "connection refused" in run.output
 
 
 def test_stopped_gateway_cannot_be_reached_and_everything_works_again_afterwards(host):

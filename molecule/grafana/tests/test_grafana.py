@@ -3,11 +3,12 @@
 import base64
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import PROJECT, Answer, play, run_playbook
+from conftest import PROJECT, Answer, play, run_playbook, wait_until
 
 from watchpost.secrets import SecretStore, state_dir
 from watchpost.testhost import Host
@@ -130,6 +131,27 @@ def test_missing_dashboard_fails_the_run_with_its_name():
     run = play("grafana", __grafana_wanted=["watchpost-start", "watchpost-gone"], __grafana_dashboard_seconds=2)
     assert run.code != 0
     assert "Grafana does not show watchpost-gone." in run.output
+
+
+def test_a_data_source_without_its_plugin_fails_the_run_with_its_name(host, ask):
+    plugin, away = "/opt/watchpost/grafana/current/share/public/app/plugins/datasource/loki", "/root/plugin-of-loki"
+
+    def move(source, target):
+        host.check_output("mv %s %s && systemctl restart watchpost-grafana", source, target)
+        wait_until(lambda: ask("grafana", "https", "/grafana/api/health", identity=None).status == 200, 60)
+
+    move(plugin, away)
+    try:
+        run = play("grafana", __grafana_answer_seconds=2)
+    finally:
+        move(away, plugin)
+    assert run.code != 0
+    assert "Grafana's data source loki does not work. It answers:" in run.output, run.output
+
+
+def test_every_data_source_is_asked(data_sources):
+    variables = yaml.safe_load((PROJECT / "roles/grafana/vars/main.yml").read_text())
+    assert set(re.findall(r"^ *'(\w+)': \{'", variables["__grafana_questions"], re.MULTILINE)) == set(data_sources)
 
 
 def test_pages_may_load_nothing_from_elsewhere(ask):
