@@ -43,10 +43,35 @@ def test_password_is_the_generated_one_and_not_the_default(api):
     assert api("/api/org", secret="admin").status == 401
 
 
-def test_session_cookie_stays_on_https_and_comes_along_only_when_a_link_is_followed(ask, host):
-    body = json.dumps({"user": "admin", "password": password(host)})
-    answer = ask("grafana", "https", "/grafana/login", identity=None, method="POST", body=body,
-                 headers={"Content-Type": "application/json"})  # fmt: skip
+@pytest.fixture
+def log_in(ask):
+    """Log in on Grafana's page; return the answer."""
+
+    def log_in(user, secret) -> Answer:
+        body = json.dumps({"user": user, "password": secret})
+        return ask("grafana", "https", "/grafana/login", identity=None, method="POST", body=body,
+                   headers={"Content-Type": "application/json"})  # fmt: skip
+
+    return log_in
+
+
+@pytest.fixture
+def logged_in(ask, log_in):
+    """Log in on Grafana's page; return a function that asks whether the session still is one."""
+
+    def logged_in(user, secret):
+        answer = log_in(user, secret)
+        assert answer.status == 200, answer
+        cookie = "grafana_session=" + answer.headers["set-cookie"].partition("grafana_session=")[2].partition(";")[0]
+        return lambda: (
+            ask("grafana", "https", "/grafana/api/user", identity=None, headers={"Cookie": cookie}).status == 200
+        )
+
+    return logged_in
+
+
+def test_session_cookie_stays_on_https_and_comes_along_only_when_a_link_is_followed(log_in, host):
+    answer = log_in("admin", password(host))
     assert answer.status == 200
     session = answer.headers["set-cookie"].partition("grafana_session=")[2].partition(", grafana")[0]
     for attribute in ("Secure", "HttpOnly", "SameSite=Lax", "Path=/grafana"):
@@ -231,13 +256,17 @@ def deployment():
     return hosts[host.name]["watchpost_deployment"]
 
 
+def secret_of(deployment, login):
+    """The password that the controller keeps for one of the people."""
+    return SecretStore(deployment).read()[f"grafana_user_{login}"]["value"]
+
+
 @pytest.fixture
 def as_user(ask, deployment):
     """Ask Grafana's API as one of the people, with the password that the controller keeps for them."""
 
     def as_user(login, path, **request):
-        secret = SecretStore(deployment).read()[f"grafana_user_{login}"]["value"]
-        header = base64.b64encode(f"{login}:{secret}".encode()).decode()
+        header = base64.b64encode(f"{login}:{secret_of(deployment, login)}".encode()).decode()
         headers = {"Authorization": f"Basic {header}", "Content-Type": "application/json"}
         return ask("grafana", "https", f"/grafana{path}", identity=None, headers=headers, **request)
 
@@ -287,9 +316,14 @@ def test_token_of_a_program_reads_and_changes_nothing(accounts, ask, deployment)
     assert ask("grafana", "https", "/grafana/api/users", identity=None, token=tokens[1]).status == 403
 
 
-def test_who_is_no_longer_named_is_let_in_no_more(accounts, api, as_user):
+def test_who_is_no_longer_named_is_let_in_no_more(accounts, api, as_user, logged_in, deployment):
+    before = {login: secret_of(deployment, login) for login in PEOPLE}
+    sessions = {login: logged_in(login, secret) for login, secret in before.items()}
     run = play("grafana", grafana_users={"anna": PEOPLE["anna"] | {"role": "Viewer", "teams": [], "generation": 2}})
     assert run.code == 0, run.output
+    assert secret_of(deployment, "anna") != before["anna"]
+    for login, session in sessions.items():
+        assert not session(), f"a login of {login} has outlived its password"
     assert as_user("ben", "/api/search").status == 401
     another = json.dumps({"dashboard": {"title": "Another of Anna"}})  # the one that she has made stays hers
     assert as_user("anna", "/api/dashboards/db", method="POST", body=another).status == 403
@@ -324,10 +358,13 @@ def test_wrong_accounts_and_providers_are_refused_by_their_names(site):
         assert complaint in run.output, run.output
 
 
-def test_rotated_password_and_key_replace_the_old_ones(api, host):
+def test_rotated_password_and_key_replace_the_old_ones(api, host, logged_in):
     old = password(host)
+    session = logged_in("admin", old)
+    assert session()
     run = play("grafana", watchpost_secret_generations=GENERATIONS)
     assert run.code == 0, run.output
+    assert not session(), "a login has outlived its password"
     new = password(host)
     assert new != old and new not in run.output
     assert api("/api/org", secret=new).status == 200
