@@ -115,6 +115,17 @@ def test_page_cannot_pass_itself_off_as_another_service(ask):
     assert (said["service.instance.id"], said["deployment.environment.name"]) == ("browser", "production")
 
 
+def test_grafana_knows_whom_to_lock_whatever_a_caller_says(ask, journal):
+    """Grafana locks the address that wrong passwords come from; the gateway tells it which that is."""
+    forged = dict.fromkeys(("X-Real-IP", "X-Forwarded-For", "Forwarded"), "203.0.113.9")
+    body = json.dumps({"user": "admin", "password": "a-guess"})
+    headers = JSON | forged
+    answer = ask("gateway", "https", "/grafana/login", identity=None, method="POST", headers=headers, body=body)
+    assert answer.status == 401, answer
+    refused = [json.loads(line) for line in journal("grafana").splitlines() if '"path":"/login"' in line]
+    assert [line["remote_addr"] for line in refused][-1:] == ["127.0.0.1"]
+
+
 def test_playbook_verifies_too():
     done = subprocess.run(
         ansible("ansible-playbook", f"--inventory={HOST.inventory}", "playbooks/verify.yml"),

@@ -78,6 +78,13 @@ def test_session_cookie_stays_on_https_and_comes_along_only_when_a_link_is_follo
         assert attribute in session
 
 
+def test_a_stranger_cannot_lock_out_the_admin(log_in, api, host):
+    for _ in range(6):  # Grafana locks after five
+        assert log_in("admin", "a-guess").status == 401
+    assert log_in("admin", password(host)).status == 200
+    assert api("/api/org").status == 200
+
+
 def test_nobody_can_sign_up(ask):
     body = json.dumps({"email": "a@example.org", "username": "a", "password": "a-long-password", "name": "a"})
     for path in ("/api/user/signup", "/api/user/signup/step2"):
@@ -373,3 +380,16 @@ def test_rotated_password_and_key_replace_the_old_ones(api, host, logged_in):
     assert "connection refused" in api("/api/datasources/uid/prometheus/health").body
     again = play("grafana", watchpost_secret_generations=GENERATIONS)
     assert again.code == 0 and not again.changed, again.output
+
+
+def test_a_lock_is_told_as_what_it_is(log_in):
+    """Grafana locks an account when its own setting says so, and then takes the right password for a wrong one."""
+    locking = {"grafana_settings": {"security": {"disable_brute_force_login_protection": "false"}}}
+    rotated = {"watchpost_secret_generations": GENERATIONS}
+    assert play("grafana", **locking, **rotated).code == 0
+    for _ in range(5):
+        assert log_in("admin", "a-guess").status == 401
+    run = play("grafana", **locking, **rotated)
+    assert run.code != 0
+    assert "takes none for five minutes" in run.output, run.output
+    assert play("grafana", **rotated).code == 0
