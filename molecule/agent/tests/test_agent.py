@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
-from conftest import PKI, PROJECT, asker, run_playbook, unit_name, wait_until
+from conftest import ENDPOINTS, PKI, PROJECT, asker, run_playbook, unit_name, wait_until
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -50,7 +50,7 @@ def lines(stores):
     """The lines that Loki has for a query, each with its labels."""
 
     def lines(query):
-        found = stores("loki", "/loki/api/v1/query_range", query=query, since="1h", limit=1000)
+        found = stores("loki", "/loki/api/v1/query_range", query=query, since="1h", limit=5000)
         return [(line, stream["stream"]) for stream in found["data"]["result"] for _, line in stream["values"]]
 
     return lines
@@ -112,6 +112,43 @@ def test_span_of_a_program_of_the_host_arrives(host, stores):
     assert attributes["service.name"] == {"stringValue": probe.service}
     assert attributes["host.name"] == {"stringValue": AGENT}
     assert attributes["deployment.environment.name"] == {"stringValue": "test"}, "a program's own word was overwritten"
+
+
+#: Runs on the host: logs records of so many characters one after the other, and tells how each request was answered.
+RECORDS = """
+import http.client, json, ssl, sys, time
+ca, port, service, token, *sizes = sys.argv[1:]
+context, statuses = ssl.create_default_context(cafile=ca), []
+for number, size in enumerate(map(int, sizes)):
+    body = {"stringValue": f"{token} {number} ".ljust(size, "x")}
+    said = {"resource": {"attributes": [{"key": "service.name", "value": {"stringValue": service}}]},
+            "scopeLogs": [{"logRecords": [{"timeUnixNano": str(time.time_ns()), "body": body}]}]}
+    connection = http.client.HTTPSConnection("127.0.0.1", int(port), context=context, timeout=30)
+    connection.request("POST", "/v1/logs", json.dumps({"resourceLogs": [said]}), {"Content-Type": "application/json"})
+    statuses.append(connection.getresponse().status)
+print(json.dumps(statuses))
+"""
+
+
+def send_records(host, service, token, *sizes):
+    """Return the statuses that the agent answers with."""
+    port = str(ENDPOINTS["agent"]["otlp_http"]["port"])
+    command = " ".join(["python3 -c %s %s %s %s %s", *map(str, sizes)])
+    return json.loads(host.check_output(command, RECORDS, f"{PKI}/ca.crt", port, service, token))
+
+
+def test_record_is_delivered_or_refused_however_long_it_is(host, lines):
+    """What is too long for a batch its exporter would drop after it was acknowledged, with what waits beside it."""
+    token = secrets.token_hex(8)
+    statuses = send_records(host, "long", token, 9, 2_500_000, 9, 2_000_000, 9)
+    assert statuses[3] == 200, "two million bytes are not too long"
+    taken = {number for number, status in enumerate(statuses) if status == 200}
+
+    def found():
+        return {int(line.split()[1]) for line, _ in lines(f'{{service_name="long"}} |= "{token}"')}
+
+    wait_for(lambda: found() >= taken)
+    assert found() == taken, statuses
 
 
 def test_nothing_is_lost_while_the_appliance_is_away(host, appliance, lines, stores):
