@@ -22,6 +22,8 @@ from otlp import JSON, Probe
 AGENT, APPLIANCE = "molecule-agent-other", "molecule-agent-appliance"
 #: `host` is the agent's host in this file.
 testinfra_hosts = [f"ansible://{AGENT}"]
+READY_SECONDS = 10  # in which a killed agent is ready again
+SKIPPED = 10  # lines, at most, by an agent that is stopped while its queue is full (docs/pipeline.md)
 SECONDS = 90  # for telemetry to arrive: agent's and Collector's batches, an exporter that tries again after an outage
 wait_for = functools.partial(wait_until, seconds=SECONDS)
 
@@ -104,6 +106,28 @@ def test_line_of_no_unit_is_found_by_the_name_it_goes_by(host, lines):
     assert (line, labels["detected_level"]) == (f"hello {token}", "error")
 
 
+#: Runs on the host: says lines of so many characters to the journal itself, the last of them in colour.
+TO_THE_JOURNAL = """
+import socket, sys
+journal = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+journal.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+token, *sizes = sys.argv[1:]
+for number, size in enumerate(map(int, sizes)):
+    message = f"{token} {number} ".ljust(size, "x") + ("\\33[0m" if number + 1 == len(sizes) else "")
+    entry = f"SYSLOG_IDENTIFIER=wordy\\nPRIORITY=6\\nMESSAGE={message}\\n"
+    journal.sendto(entry.encode(), "/run/systemd/journal/socket")
+"""
+
+
+def test_long_line_and_one_in_colour_are_as_they_were_said(host, lines):
+    token = secrets.token_hex(8)
+    host.check_output("systemd-run --quiet --scope python3 -c %s %s 4000 5000 200000 99", TO_THE_JOURNAL, token)
+    wait_for(lambda: len(lines(f'{{service_name="wordy"}} |= "{token}"')) == 4)
+    found = sorted(line for line, _ in lines(f'{{service_name="wordy"}} |= "{token}"'))
+    assert [len(line) for line in found] == [4000, 5000, 200_000, 103]
+    assert found[3].endswith("x\33[0m")
+
+
 def test_span_of_a_program_of_the_host_arrives(host, stores):
     probe = Probe()
     send_span(host, probe, "work")
@@ -151,14 +175,80 @@ def test_record_is_delivered_or_refused_however_long_it_is(host, lines):
     assert found() == taken, statuses
 
 
+#: Runs on the host: says numbered lines for twenty seconds, fewer than journald takes of one service.
+COUNT = """
+import sys, time
+for number in range(4000):
+    print(sys.argv[1], number, flush=True)
+    time.sleep(0.005)
+"""
+
+
+def ready(host):
+    """Wait until the agent is ready, at most as long as anything here may take."""
+    wait_until(lambda: asker(host)("agent", "health").status == 200, READY_SECONDS)
+
+
+def kill(host):
+    host.check_output("systemctl kill --signal=KILL %s", unit_name("agent"))  # which starts again
+    ready(host)
+
+
+def numbers(lines, service, token):
+    """The numbers of the lines that came."""
+    return {int(line.split()[1]) for line, _ in lines(f'{{service_name="{service}"}} |= "{token}"')}
+
+
+def test_no_line_of_the_journal_is_skipped_by_an_agent_that_is_killed_while_it_reads(host, lines):
+    token = secrets.token_hex(8)
+    host.check_output("systemd-run --quiet --unit=molecule-count python3 -c %s %s", COUNT, token)
+    for _ in range(3):
+        assert host.service("molecule-count").is_running, "there is nothing to read any more"
+        kill(host)
+    wait_for(lambda: len(numbers(lines, "molecule-count", token)) == 4000)
+
+
+@pytest.fixture
+def refusing(host, appliance):
+    """An agent whose queue of logs is full, as the appliance is away; which comes back by calling this."""
+    appliance.check_output("systemctl stop %s", unit_name("otel_collector"))
+    back = functools.partial(appliance.check_output, "systemctl start %s", unit_name("otel_collector"))
+    try:
+        sizes = [900_000] * 5 + [90_000] * 10 + [9000] * 10 + [900] * 10 + [9] * 10
+        statuses = send_records(host, "filler", "filler", *sizes)
+        assert statuses[-1] == 503, statuses
+        yield back
+    finally:
+        back()
+
+
+def test_no_line_of_the_journal_is_skipped_by_an_agent_that_is_killed_while_it_refuses(host, refusing, lines):
+    token = secrets.token_hex(8)
+    say(host, f"for n in $(seq 50); do logger --tag refused {token} $n; done")
+    for _ in range(2):
+        time.sleep(1)  # for the agent to have taken up what it then waits with
+        kill(host)
+    refusing()
+    wait_for(lambda: numbers(lines, "refused", token) == set(range(1, 51)))
+
+
+def test_agent_that_is_stopped_while_it_refuses_skips_few_lines(host, refusing, lines):
+    token = secrets.token_hex(8)
+    say(host, f"for n in $(seq 300); do logger --tag stopped {token} $n; done")
+    time.sleep(1)  # for the agent to have taken up what it then waits with
+    host.check_output("systemctl restart %s", unit_name("agent"))
+    ready(host)
+    refusing()
+    wait_for(lambda: len(numbers(lines, "stopped", token)) >= 300 - SKIPPED)
+
+
 def test_nothing_is_lost_while_the_appliance_is_away(host, appliance, lines, stores):
     token, probe = secrets.token_hex(8), Probe()
     appliance.check_output("systemctl stop %s", unit_name("otel_collector"))
     try:
         say(host, f"for n in $(seq 10); do logger --tag outage {token}-$n; done")
         send_span(host, probe, "unheard")
-        time.sleep(3)  # for all of it to be in the agent's queue
-        host.check_output("systemctl kill --signal=KILL %s", unit_name("agent"))  # which starts again
+        kill(host)
         say(host, f"for n in $(seq 11 20); do logger --tag outage {token}-$n; done")
         assert not lines(f'{{service_name="outage"}} |= "{token}"')
     finally:
