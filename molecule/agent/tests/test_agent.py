@@ -242,6 +242,20 @@ def test_agent_that_is_stopped_while_it_refuses_skips_few_lines(host, refusing, 
     wait_for(lambda: len(numbers(lines, "stopped", token)) >= 300 - SKIPPED)
 
 
+def test_agent_whose_place_in_the_journal_is_damaged_starts_and_reads_from_an_hour_ago(host, lines):
+    token, unit, place = secrets.token_hex(8), unit_name("agent"), "/var/lib/watchpost/agent/journal"
+    damage = "head -c $(stat -c %%s %s) /dev/urandom | dd of=%s conv=notrunc bs=1M status=none"
+    host.check_output("systemctl stop %s", unit)
+    say(host, f"logger --tag unread {token}")
+    host.check_output(damage, f"{place}/receiver_journald_", f"{place}/receiver_journald_")
+    try:
+        host.check_output("systemctl start %s", unit)
+        ready(host)
+        wait_for(lambda: lines(f'{{service_name="unread"}} |= "{token}"'))
+    finally:
+        host.check_output("rm -f %s/*.damaged", place)
+
+
 def test_nothing_is_lost_while_the_appliance_is_away(host, appliance, lines, stores):
     token, probe = secrets.token_hex(8), Probe()
     appliance.check_output("systemctl stop %s", unit_name("otel_collector"))
