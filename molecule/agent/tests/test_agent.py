@@ -349,6 +349,12 @@ def test_wrongly_typed_variable_is_named(site):
     assert run.code != 0 and "agent_queue_mib" in run.output
 
 
+def test_queues_that_its_disk_has_no_room_for_are_refused(site):
+    run = site(f"--limit={AGENT}", agent_queue_mib=10_000_000)
+    assert run.code != 0 and "preflight found 1 problem" in run.output, run.output
+    assert "30000000 MiB may be kept there (agent_queue_mib 30000000 MiB)" in run.output, run.output
+
+
 def request_for(name):
     """A request by somebody who has taken the agent's host over."""
     request = x509.CertificateSigningRequestBuilder()
