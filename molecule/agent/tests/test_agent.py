@@ -89,6 +89,17 @@ def test_agent_tells_of_itself(stores):
     wait_for(lambda: stores("prometheus", "/api/v1/query", query=query)["data"]["result"])
 
 
+def test_memory_of_each_is_held_against_its_own_limit(stores):
+    def limits():
+        found = stores("prometheus", "/api/v1/query", query="watchpost:otelcol_memory_limit:bytes")["data"]["result"]
+        return {(one["metric"]["job"], one["metric"]["instance"]): int(one["value"][1]) >> 20 for one in found}
+
+    wait_for(limits)
+    assert limits() == {("otel_collector", APPLIANCE): 512, ("agent", AGENT): 256}
+    ratio = "job_instance:otelcol_process_heap:ratio"
+    wait_for(lambda: len(stores("prometheus", "/api/v1/query", query=ratio)["data"]["result"]) == 2)
+
+
 def test_journal_line_is_found_by_its_unit_its_level_and_its_host(host, lines):
     token = secrets.token_hex(8)
     host.check_output("systemd-run --quiet --wait --unit=molecule-probe sh -c %s", f"echo '<4>careful {token}' >&2")
