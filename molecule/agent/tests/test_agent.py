@@ -4,6 +4,7 @@ import datetime
 import functools
 import json
 import os
+import random
 import secrets
 import subprocess
 import sys
@@ -19,10 +20,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from otlp import JSON, Probe
 
+from drills.harness import READY_SECONDS, Appliance, Drill, Outcome, forwarded, through
+from watchpost.testhost import Host
+
 AGENT, APPLIANCE = "molecule-agent-other", "molecule-agent-appliance"
 #: `host` is the agent's host in this file.
 testinfra_hosts = [f"ansible://{AGENT}"]
-READY_SECONDS = 10  # in which a killed agent is ready again
 SKIPPED = 10  # lines, at most, by an agent that is stopped while its queue is full (docs/pipeline.md)
 SECONDS = 90  # for telemetry to arrive: agent's and Collector's batches, an exporter that tries again after an outage
 wait_for = functools.partial(wait_until, seconds=SECONDS)
@@ -265,6 +268,66 @@ def test_agent_whose_place_in_the_journal_is_damaged_starts_and_reads_from_an_ho
         wait_for(lambda: lines(f'{{service_name="unread"}} |= "{token}"'))
     finally:
         host.check_output("rm -f %s/*.damaged", place)
+
+
+@pytest.fixture
+def drill(capsys):
+    """The appliance, and moments that nobody has chosen."""
+    seed = time.time_ns()
+    drill = Drill(Appliance(Host(APPLIANCE)), Outcome("agent"), random.Random(seed))
+    yield drill
+    with capsys.disabled():
+        print(f"\nrandom moments from {seed}; seconds until ready again: {drill.outcome.ready}")
+
+
+@pytest.fixture
+def program(drill):
+    """A client as the programs of the agent's host are."""
+    trust, port = drill.appliance.target.trust(), ENDPOINTS["agent"]["otlp_http"]["port"]
+    with forwarded(Host(AGENT), {"agent": port}) as sockets, through(sockets["agent"], trust) as client:
+        yield client
+
+
+def test_nothing_acknowledged_is_lost_when_the_agent_is_killed_under_load(host, drill, program):
+    with drill.appliance.load(client=program) as running:
+        for _ in range(3):
+            drill.pause(1, 4)
+            killed = time.monotonic()
+            kill(host)
+            drill.outcome.ready.append(time.monotonic() - killed)
+        drill.pause(1, 2)
+    drill.assert_nothing_lost(running)
+
+
+@pytest.fixture
+def full_disk(host):
+    """A function that fills the disk of the agent's queue; and one that makes room again."""
+    unit, queue = unit_name("agent"), "/var/lib/watchpost/agent/queue"
+    options = "size=16m,mode=0700,uid=$(id -u watchpost-agent),gid=$(id -g watchpost-agent)"
+    host.check_output(f"systemctl stop {unit} && mount -t tmpfs -o {options} tmpfs {queue} && systemctl start {unit}")
+    try:
+        ready(host)
+        yield (
+            lambda: host.run(f"for size in 64k 512; do dd if=/dev/zero of={queue}/filler-$size bs=$size; done"),
+            lambda: host.check_output(f"rm {queue}/filler-*"),
+        )
+    finally:
+        host.check_output(f"systemctl stop {unit} && umount {queue} && systemctl start {unit}")
+        ready(host)
+
+
+def test_full_disk_of_the_agents_queue_refuses_and_loses_nothing(drill, program, appliance, full_disk):
+    fill, make_room = full_disk
+    with drill.appliance.load(client=program) as running:
+        appliance.check_output("systemctl stop %s", unit_name("otel_collector"))  # else the queue need not grow
+        try:
+            fill()
+            full = running.retries()
+            wait_for(lambda: running.retries() > full + 20)
+        finally:
+            appliance.check_output("systemctl start %s", unit_name("otel_collector"))
+        make_room()
+    drill.assert_nothing_lost(running, SECONDS)
 
 
 def test_nothing_is_lost_while_the_appliance_is_away(host, appliance, lines, stores):
