@@ -42,6 +42,7 @@ BUDGETS = {
     "loki_retention_gib": (1024, ["loki"]),
     "prometheus_retention_gib": (1024, ["prometheus"]),
     "otel_collector_queue_mib": (3, ["otel_collector"]),  # a queue for each signal
+    "agent_queue_mib": (3, ["agent"]),  # likewise
     # Must stay free beside that: a store is stopped below this, and started again at twice as much.
     "retention_least_free_mib": (2, ["tempo", "loki", "prometheus"]),
 }
