@@ -118,15 +118,27 @@ def test_the_users_own_vault_password_is_used(home, password, monkeypatch, scrip
     assert values() == made
 
 
-def test_wrong_password_is_refused_and_the_file_left_alone(home, store, monkeypatch):
+def test_wrong_password_is_refused_and_the_file_left_alone(home, store, password, monkeypatch):
     values()
     before = store.read_bytes()
     other = home / "other"
     other.write_text("wrong")
+    password.write_text("wrong too")
     monkeypatch.setenv("ANSIBLE_VAULT_PASSWORD_FILE", str(other))
     message = refused(ensure({**GENERATIONS, "otlp_ingest_token": 2}))
-    assert str(store) in message and str(other) in message
+    assert all(str(file) in message for file in (store, other, password))
     assert store.read_bytes() == before
+
+
+def test_a_vault_password_that_is_named_later_leaves_the_secrets_open(home, password, monkeypatch):
+    made = values()
+    own = home / "own"
+    own.write_text("correct horse")
+    monkeypatch.setenv("ANSIBLE_VAULT_PASSWORD_FILE", str(own))
+    assert values() == made
+    rotated = values({**GENERATIONS, "otlp_ingest_token": 2})
+    monkeypatch.delenv("ANSIBLE_VAULT_PASSWORD_FILE")
+    assert values({**GENERATIONS, "otlp_ingest_token": 2}) == rotated, "sealed as it was before"
 
 
 def test_lost_password_is_not_replaced_by_a_new_one(home, store, password):

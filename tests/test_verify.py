@@ -6,7 +6,10 @@ Tempo, Loki and Prometheus gave when they were recorded. The real ones are asked
 
 import base64
 import json
+import os
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from collections import Counter
 from dataclasses import dataclass, field
@@ -19,6 +22,7 @@ from watchpost import verify, verify_target
 from watchpost.cli import command_line
 from watchpost.ledger import Ledger, Sent
 from watchpost.ledger import Run as Recorded
+from watchpost.project import PROJECT, ansible
 from watchpost.verify import LABELS, LINKS, Missing, Run, State, follow, judge_trace, risen
 from watchpost.verify_grafana import Grafana, Span, lines_of, spans_of
 
@@ -575,3 +579,59 @@ def test_an_endpoint_that_is_not_in_the_registry_is_named(tmp_path):
     (tmp_path / "hosts.yml").write_text("gateway: {hosts: {one: {watchpost_endpoints: {gateway: {}}}}}\n")
     with pytest.raises(verify_target.TargetError, match="watchpost_endpoints has no 'https'"):
         verify_target.find(str(tmp_path / "hosts.yml"))
+
+
+# Prints what Ansible makes of two variables. In a process of its own: Ansible reads its environment once.
+RESOLVE = """
+import sys
+from watchpost.verify_target import TargetError, variables
+try:
+    print(*variables(sys.argv[1], "gateway", "watchpost_public_name", "slack_url"))
+except TargetError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.fixture(scope="module")
+def vaulted(tmp_path_factory):
+    """An inventory with one variable in a file, and another by itself, that Ansible Vault has encrypted."""
+    inventory = tmp_path_factory.mktemp("vaulted") / "inventory"
+    password = inventory.with_name("password")
+    password.write_text("correct horse")
+    (inventory / "group_vars/gateway").mkdir(parents=True)
+    (inventory / "hosts.yml").write_text("all: {children: {gateway: {hosts: {one: }}}}\n")
+    vault = ansible("ansible-vault", "encrypt", "--vault-password-file", str(password), "--output", "-")
+    (inventory / "group_vars/gateway/vault.yml").write_bytes(
+        subprocess.run(vault, input=b"watchpost_public_name: watch.example.org", capture_output=True, check=True).stdout
+    )
+    inline = subprocess.run(vault, input=b"https://hooks.example.org/x", capture_output=True, check=True).stdout
+    (inventory / "group_vars/gateway/main.yml").write_text(
+        "slack_url: !vault |\n" + "".join(f"  {line}\n" for line in inline.decode().splitlines())
+    )
+    return inventory
+
+
+def resolved(inventory, **environment):
+    command = [sys.executable, "-c", RESOLVE, str(inventory)]
+    without = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
+    return subprocess.run(command, cwd=PROJECT, env=without | environment, capture_output=True, text=True)
+
+
+def test_an_inventory_that_ansible_vault_has_encrypted_is_read(vaulted):
+    done = resolved(vaulted, ANSIBLE_VAULT_PASSWORD_FILE=str(vaulted.with_name("password")))
+    assert done.stdout == "watch.example.org https://hooks.example.org/x\n", done.stderr
+
+
+def test_the_vault_password_of_ansible_s_configuration_is_used(vaulted, tmp_path):
+    (tmp_path / "ansible.cfg").write_text(f"[defaults]\nvault_identity_list = lab@{vaulted.with_name('password')}\n")
+    done = resolved(vaulted, ANSIBLE_CONFIG=str(tmp_path / "ansible.cfg"))
+    assert done.stdout == "watch.example.org https://hooks.example.org/x\n", done.stderr
+
+
+@pytest.mark.parametrize("password", [None, "wrong", "/nowhere/password"])
+def test_a_vault_that_does_not_open_is_told_with_what_opens_it(vaulted, tmp_path, password):
+    (tmp_path / "wrong").write_text("wrong")
+    done = resolved(vaulted, **({"ANSIBLE_VAULT_PASSWORD_FILE": str(tmp_path / password)} if password else {}))
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"inventory {vaulted}: " in done.stderr
+    assert "ANSIBLE_VAULT_PASSWORD_FILE must name the file with the password" in done.stderr

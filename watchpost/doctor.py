@@ -27,7 +27,7 @@ from watchpost.options import Inventory, Json
 from watchpost.project import PROJECT, ansible
 from watchpost.verify import LINKS, USER_AGENT, Link, Run, State, follow
 from watchpost.verify_grafana import Grafana
-from watchpost.verify_target import TargetError
+from watchpost.verify_target import TargetError, with_remedy
 
 PLAYBOOK = PROJECT / "playbooks" / "doctor.yml"
 DOCUMENT = "docs/doctor.md"
@@ -118,8 +118,8 @@ def look(inventory: str = "") -> Looked:
         )
         said = json.loads(done.stdout[done.stdout.index("{") :])
     except (OSError, ValueError) as error:
-        said = error if isinstance(error, OSError) else (done.stderr or done.stdout).strip()[-1000:]
-        raise LookError(f"{PLAYBOOK.name}: {said}") from error
+        said = str(error) if isinstance(error, OSError) else (done.stderr or done.stdout).strip()[-1000:]
+        raise LookError(f"{PLAYBOOK.name}: {with_remedy(said)}") from error
     return outcomes(said)
 
 

@@ -1,8 +1,9 @@
 """A deployment's secrets: made once, kept in an Ansible-Vault file on the controller, rotated by number.
 
-The file is `$XDG_STATE_HOME/watchpost/<deployment>/secrets.yml` and holds `{name: {generation, value}}`. The vault's
-password is read from `$ANSIBLE_VAULT_PASSWORD_FILE`, or else from a file that is generated beside the user's other
-configuration, so `ansible-vault view` opens the secrets as well.
+The file is `$XDG_STATE_HOME/watchpost/<deployment>/secrets.yml` and holds `{name: {generation, value}}`. It is sealed
+with the password in `$ANSIBLE_VAULT_PASSWORD_FILE`, or else with one in a file that is generated beside the user's
+other configuration, so `ansible-vault view` opens it as well. Both are tried on it, and it stays sealed with the one
+that it was made with: the variable may be set later, for a vault in the inventory.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import typer
 import yaml
 
 if TYPE_CHECKING:
-    from ansible.parsing.vault import VaultLib  # type: ignore[import-untyped]  # Ansible ships no types
+    from ansible.parsing.vault import VaultSecret  # type: ignore[import-untyped]  # Ansible ships no types
 
 _SECRET_BYTES = 32  # of randomness; 43 characters as text
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -73,64 +74,71 @@ class SecretStore:
                 raise SecretsError(f"secret name {name!r}: use letters, digits, '.', '_' and '-' only")
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _locked(self.path.with_suffix(".lock")):
-            entries = self.read()
+            entries, password = self._open()
             made = [n for n, wanted in generations.items() if n not in entries or entries[n]["generation"] != wanted]
             for name in made:
                 entries[name] = {"generation": generations[name], "value": token_urlsafe(_SECRET_BYTES)}
             if made:
-                text = yaml.safe_dump(entries, sort_keys=True)
-                _write_private(self.path, self._vault().encrypt(text.encode()))
+                from ansible.parsing.vault import VaultLib
+
+                sealed = VaultLib().encrypt(yaml.safe_dump(entries, sort_keys=True), password)
+                _write_private(self.path, sealed)
         return {name: entries[name]["value"] for name in generations}, made
 
     def read(self) -> dict[str, Entry]:
         """Return every stored secret; none when nothing was ever stored."""
-        try:
-            sealed = self.path.read_bytes()
-        except FileNotFoundError:
-            return {}
-        from ansible.errors import AnsibleError  # type: ignore[import-untyped]  # Ansible ships no types
+        return self._open()[0] if self.path.exists() else {}
 
-        try:
-            content = yaml.safe_load(self._vault().decrypt(sealed))
-        except AnsibleError as error:
-            raise SecretsError(
-                f"{self.path} does not open with the vault password in {_password_file()}: "
-                "point ANSIBLE_VAULT_PASSWORD_FILE at the one it was made with"
-            ) from error
-        if not isinstance(content, dict):
-            raise SecretsError(f"{self.path} opens, but does not hold a mapping of secrets")
-        return content
-
-    def _vault(self) -> VaultLib:
+    def _open(self) -> tuple[dict[str, Entry], VaultSecret]:
+        """Return what is stored, and the password with which it is sealed, or will be."""
         # Ansible takes a quarter of a second to import: only when something is opened or sealed.
+        from ansible.errors import AnsibleError  # type: ignore[import-untyped]  # Ansible ships no types
         from ansible.parsing.vault import VaultLib, VaultSecret
 
-        return VaultLib([("default", VaultSecret(self._password()))])
+        files = self._password_files()
+        passwords = [(str(file), VaultSecret(_password(file))) for file in files]
+        if not self.path.exists():
+            return {}, passwords[0][1]
+        try:
+            text, _, password = VaultLib(passwords).decrypt_and_get_vault_id(self.path.read_bytes())
+        except AnsibleError as error:
+            raise SecretsError(
+                f"{self.path} does not open with the vault password in {' or '.join(map(str, files))}: "
+                "point ANSIBLE_VAULT_PASSWORD_FILE at the one it was made with"
+            ) from error
+        content = yaml.safe_load(text)
+        if not isinstance(content, dict):
+            raise SecretsError(f"{self.path} opens, but does not hold a mapping of secrets")
+        return content, password
 
-    def _password(self) -> bytes:
-        file = _password_file()
-        if not file.exists():
-            if self.path.exists() or "ANSIBLE_VAULT_PASSWORD_FILE" in os.environ:
-                raise SecretsError(f"the vault password file {file} is missing: put it back to open {self.path}")
-            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with _locked(file.with_suffix(".lock")):
-                if not file.exists():
-                    _write_private(file, f"{token_urlsafe(_SECRET_BYTES)}\n".encode())
-        if os.access(file, os.X_OK):  # as Ansible does: an executable is a script that prints the password
-            answer = subprocess.run([str(file)], stdout=subprocess.PIPE, check=False)
-            if answer.returncode:
-                raise SecretsError(f"the vault password script {file} exited with {answer.returncode}")
-            password = answer.stdout.strip()
-        else:
-            password = file.read_bytes().strip()
-        if not password:
-            raise SecretsError(f"the vault password file {file} is empty")
-        return password
+    def _password_files(self) -> list[Path]:
+        """Return the files whose passwords may open the secrets, the one to seal new ones with first."""
+        named = os.environ.get("ANSIBLE_VAULT_PASSWORD_FILE")
+        own = _xdg("XDG_CONFIG_HOME", ".config") / "vault-password"
+        files = [Path(named).expanduser()] if named else []
+        if not files and not own.exists() and not self.path.exists():
+            own.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with _locked(own.with_suffix(".lock")):
+                if not own.exists():
+                    _write_private(own, f"{token_urlsafe(_SECRET_BYTES)}\n".encode())
+        if not files or own.exists():
+            files.append(own)
+        if missing := [str(file) for file in files if not file.exists()]:
+            raise SecretsError(f"the vault password file {missing[0]} is missing: put it back to open {self.path}")
+        return files
 
 
-def _password_file() -> Path:
-    named = os.environ.get("ANSIBLE_VAULT_PASSWORD_FILE")
-    return Path(named).expanduser() if named else _xdg("XDG_CONFIG_HOME", ".config") / "vault-password"
+def _password(file: Path) -> bytes:
+    if os.access(file, os.X_OK):  # as Ansible does: an executable is a script that prints the password
+        answer = subprocess.run([str(file)], stdout=subprocess.PIPE, check=False)
+        if answer.returncode:
+            raise SecretsError(f"the vault password script {file} exited with {answer.returncode}")
+        password = answer.stdout.strip()
+    else:
+        password = file.read_bytes().strip()
+    if not password:
+        raise SecretsError(f"the vault password file {file} is empty")
+    return password
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -157,13 +158,16 @@ def _from_inventory(inventory: str) -> tuple[str, str, str]:
 def variables(inventory: str, group: str, *names: str) -> list[Any]:
     """Return the values of variables for a group's first host, as Ansible itself resolves them.
 
-    Without an inventory ansible.cfg's is read. Raises TargetError naming the inventory and what is wrong with it.
+    Without an inventory ansible.cfg's is read. What Ansible Vault has encrypted opens with the passwords that Ansible's
+    own settings name. Raises TargetError naming the inventory and what is wrong with it.
     """
     # Ansible takes a third of a second to import: only when an inventory is read.
     from ansible import constants  # type: ignore[import-untyped]  # Ansible ships no types
+    from ansible.cli import CLI  # type: ignore[import-untyped]
     from ansible.errors import AnsibleError  # type: ignore[import-untyped]
     from ansible.inventory.manager import InventoryManager  # type: ignore[import-untyped]
     from ansible.parsing.dataloader import DataLoader  # type: ignore[import-untyped]
+    from ansible.parsing.vault import VaultSecretsContext  # type: ignore[import-untyped]
     from ansible.plugins.loader import init_plugin_loader  # type: ignore[import-untyped]
     from ansible.template import Templar  # type: ignore[import-untyped]
     from ansible.vars.manager import VariableManager  # type: ignore[import-untyped]
@@ -175,6 +179,13 @@ def variables(inventory: str, group: str, *names: str) -> list[Any]:
         init_plugin_loader()
         loader = DataLoader()
         loader.set_basedir(str(PROJECT))  # group_vars/ lies beside the playbook
+        CLI.setup_vault_secrets(
+            loader,
+            list(constants.DEFAULT_VAULT_IDENTITY_LIST),
+            ask_vault_pass=constants.DEFAULT_ASK_VAULT_PASS,
+            auto_prompt=False,
+            initialize_context=VaultSecretsContext.current(optional=True) is None,  # which can be done once
+        )
         hosts = InventoryManager(loader, sources=sources)
         members = hosts.get_hosts(group)
         if not members:
@@ -183,4 +194,14 @@ def variables(inventory: str, group: str, *names: str) -> list[Any]:
         resolve = Templar(loader, variables=given).template
         return [resolve(given[name]) for name in names]
     except (AnsibleError, KeyError) as error:
-        raise TargetError(f"inventory {', '.join(sources)}: {error}") from error
+        raise TargetError(f"inventory {', '.join(sources)}: {with_remedy(str(error))}") from error
+
+
+def with_remedy(said: str) -> str:
+    """Return Ansible's words; where they are about a vault that does not open, with what opens it."""
+    if not re.search("vault (password|secret)", said):
+        return said
+    return (
+        f"{said.rstrip('.')}. ANSIBLE_VAULT_PASSWORD_FILE must name the file with the password of the inventory's "
+        "vault, or ANSIBLE_ASK_VAULT_PASS=1 has you asked for it"
+    )
