@@ -203,11 +203,6 @@ def test_certificate_close_to_its_end_is_renewed_by_a_run(host, site):
     assert host.file(f"{PKI}/agent/tls.crt").content != before
 
 
-def test_wrongly_typed_variable_is_named(site):
-    run = site(agent_queue_mib="much")
-    assert run.code != 0 and "agent_queue_mib" in run.output
-
-
 def request_for(name):
     """A request by somebody who has taken the agent's host over."""
     request = x509.CertificateSigningRequestBuilder()
