@@ -20,7 +20,7 @@ from urllib.parse import urlsplit, urlunsplit
 from watchpost.artifacts.catalogue import Release
 from watchpost.artifacts.download import Downloader
 from watchpost.artifacts.errors import ArtifactError, ChecksumMismatch
-from watchpost.artifacts.store import Key, sha256
+from watchpost.artifacts.store import Key, extract, sha256
 
 #: An https origin (`https://host:port`) that is asked in place of github.com and dl.grafana.com, with the same paths.
 ORIGIN_VARIABLE = "WATCHPOST_RELEASE_ORIGIN"
@@ -103,15 +103,6 @@ def published(text: str, file: str, where: str) -> str:
     raise ArtifactError(f"{where} has no SHA-256 of {file}")
 
 
-def _inside(packed: tarfile.TarFile) -> list[tarfile.TarInfo]:
-    """Return an archive's plain files and folders; refuse a path that leads outside."""
-    members = [member for member in packed.getmembers() if member.isfile() or member.isdir()]
-    for member in members:
-        if member.name.startswith("/") or ".." in Path(member.name).parts:
-            raise tarfile.TarError(f"the path {member.name} leads outside")
-    return members
-
-
 def unpack(file: Path, take: dict[str, str], work: Path) -> Path:
     """Take from an archive (tar or zip) what the catalogue names, into the store's form."""
     everything, tree = work / "unpacked", work / "tree"
@@ -120,11 +111,7 @@ def unpack(file: Path, take: dict[str, str], work: Path) -> Path:
             with zipfile.ZipFile(file) as packed:
                 packed.extractall(everything)  # noqa: S202  # drops leading slashes and .. by itself
         else:
-            with tarfile.open(file) as packed_tar:
-                if hasattr(tarfile, "data_filter"):
-                    packed_tar.extractall(everything, filter="data")  # refuses paths and links that lead outside
-                else:  # Debian 12's Python has no filters
-                    packed_tar.extractall(everything, members=_inside(packed_tar))  # noqa: S202
+            extract(file, everything)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
         raise ArtifactError(f"{file.name} cannot be unpacked: {error}") from error
     for pattern, path in take.items():

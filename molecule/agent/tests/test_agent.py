@@ -418,11 +418,6 @@ def test_certificate_close_to_its_end_is_renewed_by_a_run(host, site):
     assert host.file(f"{PKI}/agent/tls.crt").content != before
 
 
-def test_wrongly_typed_variable_is_named(site):
-    run = site(agent_queue_mib="much")
-    assert run.code != 0 and "agent_queue_mib" in run.output
-
-
 def test_queues_that_its_disk_has_no_room_for_are_refused(site):
     run = site(f"--limit={AGENT}", agent_queue_mib=10_000_000)
     assert run.code != 0 and "preflight found 1 problem" in run.output, run.output

@@ -144,11 +144,6 @@ def test_refused_configuration_is_named_and_the_old_one_keeps_running(assert_ref
     assert client.get("/healthz").status_code == 200
 
 
-def test_wrongly_typed_variable_is_named(site):
-    run = site(gateway_otlp_rate="fast")
-    assert run.code != 0 and "gateway_otlp_rate" in run.output
-
-
 def test_changed_setting_is_taken_over_without_a_restart(host, client):
     pid = host.check_output("systemctl show --property=MainPID --value watchpost-gateway.service")
     run = play("gateway", gateway_hsts_seconds=60)

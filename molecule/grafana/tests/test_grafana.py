@@ -243,11 +243,6 @@ def test_refused_configuration_is_named_and_the_old_one_keeps_running(assert_ref
     assert api("/api/org").status == 200
 
 
-def test_wrongly_typed_variable_is_named(site):
-    run = site(grafana_memory_mib="plenty")
-    assert run.code != 0 and "grafana_memory_mib" in run.output
-
-
 PEOPLE = {
     "anna": {"email": "anna@example.org", "name": "Anna Berg", "role": "Editor", "teams": ["shop"]},
     "ben": {"email": "ben@example.org"},
@@ -337,32 +332,6 @@ def test_who_is_no_longer_named_is_let_in_no_more(accounts, api, as_user, logged
     assert api("/api/teams/search").json["teams"] == []
     assert api("/api/serviceaccounts/search").json["serviceAccounts"] == []
     assert api("/api/dashboards/uid/of-anna", method="DELETE").status == 200
-
-
-def test_wrong_accounts_and_providers_are_refused_by_their_names(site):
-    addresses = {"auth_url": "https://a", "token_url": "https://a", "api_url": "https://a"}
-    users = {
-        "anna": {"name": "Anna"},
-        "ben": {"email": "a@b.c", "role": "Owner"},
-        "carl": {"email": "a@b.c", "password": "x"},
-        "admin": {"email": "a@b.c"},
-    }
-    run = site(
-        grafana_users=users,
-        grafana_service_accounts={"robot": "Root"},
-        grafana_oidc={"client_id": "x", **addresses, "auth_url": "http://a"},
-    )
-    assert run.code != 0 and "nothing was changed" in run.output, run.output
-    for complaint in (
-        "grafana_users.anna has no email",
-        "grafana_users.ben.role is Owner",
-        "grafana_users.carl has password",
-        "grafana_users.admin: a login",
-        "grafana_service_accounts.robot is Root",
-        "grafana_oidc.auth_url must begin with https://",
-        "grafana_oidc needs grafana_oidc_client_secret",
-    ):
-        assert complaint in run.output, run.output
 
 
 def test_rotated_password_and_key_replace_the_old_ones(api, host, logged_in):

@@ -470,18 +470,6 @@ def test_keepers_of_the_disk_are_sandboxed_and_run_again(host):
     assert host.service("watchpost-disk-guard.service").is_running
 
 
-def test_settings_that_cannot_be_meant_are_refused(site):
-    run = site(
-        otel_collector_sampling_services={"checkout": 101},
-        otel_collector_sampling_wait_seconds=61,
-        otel_collector_request_mib=15,
-    )
-    assert run.code != 0
-    assert "otel_collector_request_mib is 15; with watchpost_batch_mib (192) it must be at most 14" in run.output
-    assert "otel_collector_sampling_services.checkout is 101" in run.output
-    assert "otel_collector_sampling_wait_seconds is 61" in run.output
-
-
 def test_trace_without_a_root_is_left_to_the_share_if_wanted(send, kept, kept_in_parts):
     run = play("otel_collector", otel_collector_sampling_keep_unfinished=False)
     assert run.code == 0, run.output

@@ -6,9 +6,12 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from pathlib import Path
 
 import pytest
 from conftest import ENDPOINTS, PROJECT, play
+
+from watchpost.artifacts.store import extract
 
 JSON = {"Content-Type": "application/json"}
 UNIT = "watchpost-taskboard.service"
@@ -79,8 +82,7 @@ def old_code_under_a_new_version(tmp_path):
     command = [sys.executable, "-m", "watchpost", "artifacts", "ensure", "taskboard", "--json"]
     found = subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, text=True).stdout
     tree, archive = tmp_path / "tree", tmp_path / "taskboard-9.9.9.tar.gz"
-    with tarfile.open(json.loads(found)["taskboard"]["path"]) as tar:
-        tar.extractall(tree, filter="data")
+    extract(Path(json.loads(found)["taskboard"]["path"]), tree)
     (wheel,) = tree.glob("share/wheels/taskboard-*.whl")
     with zipfile.ZipFile(wheel) as original:
         files = {name: original.read(name) for name in original.namelist()}
