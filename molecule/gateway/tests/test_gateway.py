@@ -117,6 +117,45 @@ def test_flood_of_one_address_is_slowed_down(page):
     assert answers[429] > 0 and answers[200] > 0, answers
 
 
+@pytest.fixture
+def answers(host, address, tmp_path):
+    """Ask many times at once, by curl, which has HTTP/2; return how often each status and Retry-After were answered."""
+    (tmp_path / "ca.crt").write_text(host.file(f"{PKI}/ca.crt").content_string)
+
+    def answers(path, at_once, *options):
+        command = ["curl", "--silent", "--noproxy", "*", "--cacert", tmp_path / "ca.crt", "--max-time", "30", *options]
+        command += ["--parallel", "--parallel-immediate", "--parallel-max", str(at_once), "--output", "/dev/null"]
+        command += ["--write-out", "%{http_code} %header{retry-after}\\n", f"https://{address}{path}"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        return Counter(line.strip() for line in done.stdout.splitlines() if line[:3].isdigit())
+
+    return answers
+
+
+@pytest.mark.parametrize("path", ["/", "/grafana/"])
+def test_who_waits_for_answers_is_never_refused(answers, path):
+    """As many at a time as the firewall lets one client have connections, and `watchpost traffic` people."""
+    assert answers(f"{path}?[1-250]", 60, "--http1.1") == {"502": 250}
+
+
+def test_flood_of_the_application_is_refused_and_seldom_logged(answers, journal):
+    path = f"/flood-{Probe().trace_id}"
+    found = answers(f"{path}?[1-1200]", 300, "--http2")
+    assert found["429 1"] > 600 and found["502"] > 100 and found.total() == 1200, found
+    logged = [json.loads(line) for line in journal("gateway").splitlines() if path in line]
+    refused = sum(line["status"] == "429" for line in logged)
+    assert 0 < refused < found["429 1"] / 10
+    assert len(logged) - refused == found["502"]
+
+
+def test_passwords_are_not_tried_fast(answers, client):
+    found = answers("/grafana/login?[1-60]", 4, "--request", "POST")
+    assert found["502"] < 30 and found["429 3"] > 30, found
+    basic = client.get("/grafana/api/org", headers={"Authorization": "basic YTpi", "Accept": "text/html"})
+    assert (basic.status_code, basic.headers["retry-after"]) == (429, "3") and "Come again in 3 s" in basic.text
+    assert answers("/grafana/login?[1-60]", 4) == {"502": 60}, "to look at the page is no try"
+
+
 @pytest.mark.parametrize(("path", "absent"), [("/", "taskboard"), ("/grafana/", "grafana")])
 def test_what_does_not_answer_is_named(client, path, absent):
     answer = client.get(path)

@@ -41,6 +41,7 @@ BUDGETS = {
     "tempo_retention_gib": (1024, ["tempo"]),
     "loki_retention_gib": (1024, ["loki"]),
     "prometheus_retention_gib": (1024, ["prometheus"]),
+    "taskboard_max_mib": (1, ["taskboard"]),
     "otel_collector_queue_mib": (3, ["otel_collector"]),  # a queue for each signal
     # Must stay free beside that: a store is stopped below this, and started again at twice as much.
     "retention_least_free_mib": (2, ["tempo", "loki", "prometheus"]),
