@@ -220,6 +220,43 @@ def test_certificate_of_the_users_own_is_served(client, address, own_certificate
     assert client.get("/healthz").status_code == 200, "Watchpost's own certificate is back"
 
 
+# Has the host renew all of its certificates, for so many days.
+RENEW = """
+import json, sys
+sys.path.insert(0, "/opt/watchpost/pki")
+import renew
+settings = json.load(open("/etc/watchpost/pki.json"))
+sys.exit(renew.main(settings | {"validity_days": int(sys.argv[1]), "renew_before_days": 10000}))
+"""
+
+
+def test_certificate_that_the_host_has_renewed_is_shown_and_a_run_finds_nothing_to_do(host, client, address):
+    def shown():
+        return ssl.get_server_certificate((address, ENDPOINTS["gateway"]["https"]["port"])).strip()
+
+    def on_disk():
+        return host.file(f"{PKI}/gateway/public.crt").content_string.strip()
+
+    host.check_output("python3 -c %s 31", RENEW)
+    short = shown()
+    assert short == on_disk()
+    host.check_output("systemctl start watchpost-pki.service")
+    assert shown() == on_disk() != short
+    assert client.get("/healthz").status_code == 200
+    run = play("pki,gateway,otel_collector")
+    assert run.code == 0 and not run.changed, run.output
+
+
+def test_renewal_leaves_stopped_what_was_stopped(host, unit):
+    before = host.file("/etc/watchpost/otel_collector/good.json").content_string
+    host.check_output("systemctl stop watchpost-otel-collector")
+    host.check_output("python3 -c %s 90", RENEW)
+    assert not unit("otel_collector").is_running
+    assert host.file("/etc/watchpost/otel_collector/good.json").content_string == before
+    run = play("otel_collector")
+    assert run.code == 0 and unit("otel_collector").is_running, run.output
+
+
 @pytest.mark.parametrize(
     ("encoding", "packed", "status"),
     [
