@@ -25,6 +25,7 @@ from rich.table import Table
 from watchpost import __version__, verify_target
 from watchpost.ledger import Ledger, Run, Sent, percentile
 from watchpost.options import RUN, Inventory, Json, RunDirectory
+from watchpost.verify import SERVICE
 from watchpost.verify_target import TargetError
 
 LEDGER = "ledger.jsonl"
@@ -235,6 +236,8 @@ def traffic(
     try:
         # A password of Grafana is not needed to make requests: whoever names the URL needs no deployment here.
         target = verify_target.find(inventory) if not url else verify_target.open_to_all(url, ca)
+        if target.components is not None and SERVICE not in target.components:
+            raise TargetError("the inventory has no host in the group taskboard, so there is nothing to use")
         headers = {"User-Agent": USER_AGENT}
         with httpx.Client(
             base_url=target.url, verify=target.trust(), headers=headers, timeout=LIMIT, trust_env=False

@@ -165,6 +165,22 @@ def test_what_does_not_answer_is_named(client, path, absent):
     assert f"journalctl -u watchpost-{absent}" in html.text
 
 
+def test_without_the_application_grafana_is_the_front_page(client, page):
+    left_out = play("gateway", watchpost_components=["gateway", "otel_collector"])
+    assert left_out.code == 0, left_out.output
+    try:
+        front = client.get("/")
+        assert (front.status_code, front.headers["location"]) == (302, "/grafana/")
+        for path in ("/api/tasks", "/version", "/static/icon.svg"):
+            answer = client.get(path)
+            assert answer.status_code == 404 and "/grafana/" in answer.json()["error"]
+        assert page().status_code == 200, "telemetry of pages is taken as before"
+    finally:
+        back = play("gateway")
+    assert back.code == 0, back.output
+    assert client.get("/").status_code == 502
+
+
 def test_access_log_has_the_trace_but_neither_query_string_nor_whole_address(host, client, journal):
     probe = Probe()
     traceparent = f"00-{probe.trace_id}-{probe.span_id}-01"
