@@ -213,7 +213,9 @@ def traffic(
     ca: Annotated[Path | None, typer.Option(help="A CA certificate to trust; default: the deployment's own.")] = None,
     run: RunDirectory = RUN,
     creates: Annotated[int, typer.Option(min=1, max=100_000, help="Tasks to create.")] = 120,
-    rate: Annotated[float, typer.Option(min=0.1, max=1000, help="Requests a second.")] = 20,
+    rate: Annotated[
+        float, typer.Option(min=0.1, max=1000, help="Requests a second; the gateway slows down to gateway_rate.")
+    ] = 20,
     people: Annotated[int, typer.Option(min=1, max=64, help="How many work at once, each on their own tasks.")] = 4,
     seconds: Annotated[float, typer.Option(min=0, max=86400, help="Go on for at least so long.")] = 0,
     mix: Annotated[
