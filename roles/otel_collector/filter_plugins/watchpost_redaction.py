@@ -27,8 +27,10 @@ _NUMBER = rf"[0-9]{{1,5}}{_FRACTION}"
 #: Behind a number: the rest of a time, or a port. Between colons two digits, no more and no fewer, or an IPv6 address
 #: in which digits happen to stand around each colon would pass.
 _COLON = r"(?::[0-9]{2}(?:[0-9]{1,3}|(?::[0-9]{2})*%s))?"
-#: What parts two numbers that are not one telephone number. ":" only in times and in ports behind a number.
-_NUMBERS = rf"(?:{_NUMBER}(?:[ \-(/)]{_BETWEEN})?)?"
+#: A number, and behind a blank another of three digits at most, as in `HTTP/1.1" 200 512`: no rule takes two groups of
+#: which the second is as short. A third one may make them a telephone number.
+_SECOND = rf" (?:[0-9]{{1,3}}(?:[ \-(/)]{_BETWEEN})?|[ \-.(/)]{_BETWEEN})?"
+_NUMBERS = rf"(?:{_NUMBER}(?:{_SECOND}|[\-(/)]{_BETWEEN})?)?"
 #: In SQL, "=" and a placeholder: "id = ?", or "id = $1" that became "id = $?".
 _PLACEHOLDER = r"= ?\$?\?"
 #: ":" only in times, ports behind a number, and "://": anywhere else a secret may follow, as in password:123.
