@@ -41,6 +41,7 @@ BUDGETS = {
     "tempo_retention_gib": (1024, ["tempo"]),
     "loki_retention_gib": (1024, ["loki"]),
     "prometheus_retention_gib": (1024, ["prometheus"]),
+    "taskboard_max_mib": (1, ["taskboard"]),
     "otel_collector_queue_mib": (3, ["otel_collector"]),  # a queue for each signal
     "agent_queue_mib": (3, ["agent"]),  # likewise
     # Must stay free beside that: a store is stopped below this, and started again at twice as much.
