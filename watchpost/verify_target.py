@@ -136,8 +136,9 @@ def _password(deployment: str, entries: dict[str, str], file: Path | None) -> st
             raise TargetError(f"--password-file: {error}") from error
     if PASSWORD not in entries:
         raise TargetError(
-            f"deployment {deployment!r} has no {PASSWORD} on this machine: "
-            "run site.yml from here first, or give --deployment or --password-file"
+            f"deployment {deployment!r} has no {PASSWORD} on this machine: run site.yml, or where another machine has "
+            f"done so, copy {_state(deployment)} and {secrets.own_password_file()} from there; "
+            "or give --deployment or --password-file"
         )
     return entries[PASSWORD]
 

@@ -6,6 +6,8 @@ All problems are reported together, each naming the thing and, where it can, wha
 from __future__ import annotations
 
 import difflib
+import json
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +16,8 @@ from typing import Any, NamedTuple
 from ansible.errors import AnsibleError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # the project is not installed where Ansible runs
 
 TESTED = {("debian", "12"), ("debian", "13"), ("ubuntu", "24.04")}
 ARCHITECTURES = ("x86_64", "aarch64")
@@ -150,7 +154,12 @@ class ActionModule(ActionBase):
         began = time.time()
         found = self._execute_module(
             module_name="watchpost_preflight",
-            module_args={"directories": list(args["min_disk_mb"]), "ports": list(endpoints), "data": DATA},
+            module_args={
+                "directories": list(args["min_disk_mb"]),
+                "ports": list(endpoints),
+                "data": DATA,
+                "mark": f"{self._value('watchpost_config_dir')}/deployment",
+            },
             task_vars=variables,
         )
         ended = time.time()
@@ -199,6 +208,10 @@ class ActionModule(ActionBase):
                 f"the host's clock is {offset:.0f} s {side} this machine's; "
                 "set it right, as certificates and traces depend on it",
             )
+        if self._value("watchpost_owns_host") and not args["allow_other_secrets"]:
+            deployment, inventory = str(self._value("watchpost_deployment")), str(variables.get("inventory_dir", ""))
+            for problem in secrets_problems(deployment, found["mark"], inventory):
+                yield Problem("host", problem)
         for listener in found["listeners"]:
             key, bind = endpoints[listener["port"]]
             ours = listener["unit"].startswith("watchpost-")
@@ -233,6 +246,18 @@ def budget_problems(values: Mapping[str, Any], components: list[str], room_mb: i
             f"{DATA} has room for {room_mb} MiB, but {sum(wanted.values())} MiB may be kept there ({sums}); "
             "keep less, or give it a larger disk"
         )
+
+
+def secrets_problems(deployment: str, mark: str, inventory: str) -> Iterator[str]:
+    """Check that a run would neither replace the host's secrets nor give it those of another's."""
+    from watchpost.secrets import SecretsError, estranged
+
+    try:
+        problem = estranged(deployment, json.loads(mark or "{}"), inventory)
+    except (SecretsError, OSError, ValueError) as error:
+        problem = f"whether the host's secrets are those of deployment {deployment} cannot be told: {error}"
+    if problem:
+        yield f"{problem}; to go on all the same: preflight_allow_other_secrets"
 
 
 def registry_problems(registry: Mapping[str, Any], components: list[str], extra_identities: list[str]) -> Iterator[str]:

@@ -19,6 +19,7 @@ options:
   directories: {description: Where to measure free disk space., type: list, elements: path, required: true}
   ports: {description: Whose listeners to look for., type: list, elements: int, required: true}
   data: {description: The directory whose room for data to measure., type: path, required: true}
+  mark: {description: The file in which the role C(host) says whose secrets are here., type: path, required: true}
 """
 
 
@@ -29,6 +30,7 @@ def main():  # noqa: ANN201
             "directories": {"type": "list", "elements": "path", "required": True},
             "ports": {"type": "list", "elements": "int", "required": True},
             "data": {"type": "path", "required": True},
+            "mark": {"type": "path", "required": True},
         },
         supports_check_mode=True,
     )
@@ -42,6 +44,7 @@ def main():  # noqa: ANN201
         memory_mb=int(re.search(r"MemTotal:\s+(\d+)", read("/proc/meminfo")).group(1)) // 1024,
         free_mb={directory: free_mb(directory) for directory in module.params["directories"]},
         data_mb=free_mb(module.params["data"]) + used_mb(module.params["data"]),
+        mark=read(module.params["mark"]),
         listeners=listeners(set(module.params["ports"])),
         clock=time.time(),
     )
