@@ -82,7 +82,7 @@ class ActionModule(ActionBase):
             *group_problems(registry, components, variables["groups"], variables["inventory_hostname"]),
         ]
         problems += [Problem("variables", problem) for problem in inventory]
-        problems += self._host(args, variables, registry, components)
+        problems += self._host(result, args, variables, registry, components)
         if problems:
             count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
             lines = "\n".join(f"  - {problem}" for _, problem, _ in problems)
@@ -142,9 +142,14 @@ class ActionModule(ActionBase):
             yield from problems or as_list(self._value(f"__{role_name}_problems"))
 
     def _host(
-        self, args: dict[str, Any], variables: dict[str, Any], registry: Mapping[str, Any], components: list[str]
+        self,
+        result: dict[str, Any],
+        args: dict[str, Any],
+        variables: dict[str, Any],
+        registry: Mapping[str, Any],
+        components: list[str],
     ) -> Iterator[Problem]:
-        """Look at the host and judge what is there."""
+        """Look at the host and judge what is there; what other roles must know of it goes into the result's facts."""
         endpoints = {
             endpoint["port"]: (f"{component}.{name}", endpoint["bind"])
             for component in components
@@ -166,6 +171,7 @@ class ActionModule(ActionBase):
         if found.get("failed") or "clock" not in found:
             yield Problem("host", f"the host cannot be looked at: {found.get('msg', found)}")
             return
+        result["ansible_facts"] = {"watchpost_ssh_ports": found["ssh_ports"]}
         release = found["os_release"]
         if (release.get("ID"), release.get("VERSION_ID")) not in TESTED and not args["allow_untested_os"]:
             yield Problem(
