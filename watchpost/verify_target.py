@@ -145,15 +145,15 @@ def _password(deployment: str, entries: dict[str, str], file: Path | None) -> st
 
 def _from_inventory(inventory: str) -> tuple[str, str, str]:
     """Return the gateway's URL, that of OTLP over HTTP and the deployment's name."""
-    names = ("watchpost_public_name", "watchpost_endpoints", "watchpost_deployment")
-    name, endpoints, deployment = variables(inventory, "gateway", *names)
+    names = ("watchpost_public_host", "watchpost_endpoints", "watchpost_deployment")
+    host, endpoints, deployment = variables(inventory, "gateway", *names)
     try:
         port, ingest = (
             int(endpoints[of][at]["port"]) for of, at in (("gateway", "https"), ("otel_collector", "ingest_http"))
         )
     except KeyError as error:
         raise TargetError(f"watchpost_endpoints has no {error}") from error
-    return f"https://{name}" + ("" if port == 443 else f":{port}"), f"https://{name}:{ingest}", str(deployment)
+    return f"https://{host}" + ("" if port == 443 else f":{port}"), f"https://{host}:{ingest}", str(deployment)
 
 
 def variables(inventory: str, group: str, *names: str) -> list[Any]:

@@ -70,8 +70,10 @@ def test_values_that_cannot_be_meant_are_named(refusal):
         gateway_otlp_burst=0,  # which can: nothing above the rate
         pki_validity_days=20,
         pki_extra_identities=["../loki"],
+        watchpost_public_name="https://watch.example.org",
     )
-    assert "preflight found 5 problems" in said
+    assert "preflight found 6 problems" in said
+    assert "watchpost_public_name is 'https://watch.example.org'; it must be a host name or an address" in said
     assert "loki_retention_days is -3; it must be at least 1" in said
     assert "prometheus_scrape_seconds is 0; it must be at least 1" in said
     assert "gateway_hsts_seconds is -1; it must be at least 0" in said

@@ -6,7 +6,9 @@ All problems are reported together, each naming the thing and, where it can, wha
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -78,6 +80,7 @@ class ActionModule(ActionBase):
         registry = as_mapping(self._value("watchpost_endpoints"))
         components = as_list(self._value("watchpost_components"))
         inventory = [
+            *name_problems(self._value("watchpost_public_name")),
             *registry_problems(registry, components, as_list(self._value("pki_extra_identities"))),
             *group_problems(registry, components, variables["groups"], variables["inventory_hostname"]),
         ]
@@ -264,6 +267,21 @@ def secrets_problems(deployment: str, mark: str, inventory: str) -> Iterator[str
         problem = f"whether the host's secrets are those of deployment {deployment} cannot be told: {error}"
     if problem:
         yield f"{problem}; to go on all the same: preflight_allow_other_secrets"
+
+
+def name_problems(name: object) -> Iterator[str]:
+    """Check that the public name can stand in addresses and certificates."""
+    if not isinstance(name, str):
+        return  # it is among the problems already
+    try:
+        sound = "%" not in name and bool(ipaddress.ip_address(name))  # with a zone it means something to one host only
+    except ValueError:
+        sound = all(re.fullmatch(r"\w([\w-]*\w)?", label, re.ASCII) for label in name.split("."))
+    if not sound:
+        yield (
+            f"watchpost_public_name is {name!r}; it must be a host name or an address, without scheme, port, brackets "
+            "or blanks (the port is watchpost_endpoints.gateway.https.port)"
+        )
 
 
 def registry_problems(registry: Mapping[str, Any], components: list[str], extra_identities: list[str]) -> Iterator[str]:
