@@ -230,6 +230,20 @@ def test_port_held_by_the_appliance_itself_is_no_problem(converge, listen):
     assert converge().code == 0
 
 
+def test_another_firewall_is_told_with_the_ports_that_it_must_let_in(converge, host):
+    assert "another firewall" not in converge().output
+    rules = "policy drop; iif lo accept; ct state established,related accept; tcp dport 22 accept"
+    host.check_output(
+        "nft %s", f"table inet theirs {{ chain input {{ type filter hook input priority filter; {rules}; }}; }}"
+    )
+    run = converge()
+    host.check_output("nft delete table inet theirs")
+    assert run.code == 0 and not run.changed, run.output
+    said = " ".join(run.output.split())
+    assert "another firewall is at work on the host (nft list table inet theirs)" in said
+    assert "it must let in TCP 443, 4317, 4318 too" in said
+
+
 def test_more_than_the_disk_holds_is_refused_with_the_sum(refusal):
     said = refusal(loki_retention_gib=900_000, tempo_retention_gib=100_000)
     assert "/var/lib/watchpost has room for " in said

@@ -175,6 +175,11 @@ class ActionModule(ActionBase):
             yield Problem("host", f"the host cannot be looked at: {found.get('msg', found)}")
             return
         result["ansible_facts"] = {"watchpost_ssh_ports": found["ssh_ports"]}
+        if (ports := sorted(port for port, (_, bind) in endpoints.items() if bind == "any")) and found["firewalls"]:
+            result["warnings"] = [
+                f"another firewall is at work on the host (nft list table {', '.join(found['firewalls'])}); "
+                f"it must let in TCP {', '.join(map(str, ports))} too, or nobody reaches the appliance"
+            ]
         release = found["os_release"]
         if (release.get("ID"), release.get("VERSION_ID")) not in TESTED and not args["allow_untested_os"]:
             yield Problem(

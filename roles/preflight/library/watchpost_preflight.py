@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -49,6 +50,7 @@ def main():  # noqa: ANN201
         mark=read(module.params["mark"]),
         listeners=[each for each in found if each["port"] in module.params["ports"]],
         ssh_ports=ssh_ports(found),
+        firewalls=firewalls(),
         clock=time.time(),
     )
 
@@ -125,6 +127,17 @@ def ssh_ports(found):  # noqa: ANN001, ANN201
         return sorted(ports)  # without systemd, for which the host is refused
     held = re.findall(r"^\S*:(\d+)\s+sshd?\.socket\b", sockets.stdout, re.MULTILINE)
     return sorted(ports | set(map(int, held)))
+
+
+def firewalls():  # noqa: ANN201
+    """Return the nftables tables of others that drop what they do not know; iptables and ufw make such ones too."""
+    try:
+        listed = subprocess.run(["/usr/sbin/nft", "--json", "list", "chains"], capture_output=True, text=True)
+    except OSError:
+        return []  # it is not installed yet
+    chains = [item.get("chain", {}) for item in json.loads(listed.stdout or "{}").get("nftables", [])]
+    closed = [each for each in chains if each.get("hook") == "input" and each.get("policy") == "drop"]
+    return sorted({f"{each['family']} {each['table']}" for each in closed} - {"inet watchpost"})
 
 
 if __name__ == "__main__":
