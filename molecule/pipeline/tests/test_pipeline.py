@@ -266,6 +266,20 @@ def test_what_a_page_says_of_itself_is_not_stored_with_each_of_its_lines(send, a
     assert not [name for name in stream["stream"] if name.startswith("process")]
 
 
+@pytest.mark.parametrize(("attribute", "kept"), [(60_000, True), (64_000, False)])
+def test_wordy_resource_of_many_traces_keeps_no_other_traces_away(send, found, attribute, kept):
+    """Tempo copies it to each of a request's traces, and would refuse what becomes of it again and again."""
+    traces, others = Traces(failed=True, count=512), Traces(failed=True, count=1)
+    request = json.loads(traces.request(traces.spans[1]))
+    words = attributes(one="x" * attribute, two="x" * attribute, name="kept")
+    request["resourceSpans"][0]["resource"]["attributes"] += words
+    assert send(json.dumps(request)).status == 200
+    assert send(others.body).status == 200
+    wait_for(lambda: found(others.service))
+    wait_for(lambda: found(traces.service) == 2 * TRACES)  # as many as it is asked for
+    assert bool(found(traces.service, 'resource.name = "kept"')) is kept
+
+
 @pytest.mark.parametrize("clock", ["timeUnixNano", "observedTimeUnixNano"])
 def test_line_of_a_clock_that_is_ahead_is_kept(send, ask, clock):
     """Some senders say only when they have seen a line."""
@@ -440,10 +454,10 @@ def test_settings_that_cannot_be_meant_are_refused(site):
     run = site(
         otel_collector_sampling_services={"checkout": 101},
         otel_collector_sampling_wait_seconds=61,
-        otel_collector_request_mib=2,
+        otel_collector_request_mib=15,
     )
     assert run.code != 0
-    assert "otel_collector_request_mib is 2" in run.output
+    assert "otel_collector_request_mib is 15; with watchpost_batch_mib (192) it must be at most 14" in run.output
     assert "otel_collector_sampling_services.checkout is 101" in run.output
     assert "otel_collector_sampling_wait_seconds is 61" in run.output
 
