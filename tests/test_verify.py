@@ -593,6 +593,27 @@ def test_what_is_left_out_is_read_from_the_inventory(command, monkeypatch):
     assert [link["link"] for link in json.loads(done.stdout)["links"]] == WITHOUT_THE_APPLICATION
 
 
+@pytest.mark.parametrize(
+    ("variables", "url"),
+    [
+        ("ansible_host: 2001:db8::7", "https://[2001:db8::7]"),
+        ("watchpost_public_name: 2001:DB8::7", "https://[2001:db8::7]"),
+        ("watchpost_public_name: Watch.Example.org", "https://watch.example.org"),
+    ],
+)
+def test_address_is_written_as_urls_have_it(tmp_path, variables, url):
+    (tmp_path / "hosts.yml").write_text(f"all: {{children: {{gateway: {{hosts: {{one: {{{variables}}}}}}}}}}}\n")
+    (tmp_path / "password").write_text("x")
+    target = verify_target.find(str(tmp_path / "hosts.yml"), password_file=tmp_path / "password")
+    assert (target.url, target.ingest) == (url, f"{url}:4318")
+
+
+def test_machine_itself_is_reached_under_an_address_that_others_reach_too():
+    addresses = subprocess.run(["hostname", "--all-ip-addresses"], capture_output=True, text=True, check=True).stdout
+    (name,) = verify_target.variables("inventory/local", "gateway", "watchpost_public_name")
+    assert name == (addresses.split() or ["localhost"])[0]
+
+
 def test_an_inventory_without_a_gateway_is_named(tmp_path):
     (tmp_path / "hosts.yml").write_text("all: {hosts: {one: }}\n")
     with pytest.raises(verify_target.TargetError, match="no host in the group gateway"):

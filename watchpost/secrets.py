@@ -27,6 +27,8 @@ import yaml
 if TYPE_CHECKING:
     from ansible.parsing.vault import VaultSecret  # type: ignore[import-untyped]  # Ansible ships no types
 
+#: A random value among the secrets that is none: the host is marked with it, and so knows the secrets again.
+MARK = "deployment_id"
 _SECRET_BYTES = 32  # of randomness; 43 characters as text
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -63,11 +65,12 @@ class SecretStore:
         """Refer to a deployment's file; nothing is read or made yet."""
         self.path = state_dir(deployment) / "secrets.yml"
 
-    def ensure(self, generations: Mapping[str, int]) -> tuple[dict[str, str], list[str]]:
+    def ensure(self, generations: Mapping[str, int], inventory: str = "") -> tuple[dict[str, str], list[str]]:
         """Return the value of each named secret, and the names of those made anew just now.
 
         A secret is made when it is missing or when its stored generation differs from the wanted one. Others in the
-        file are left alone. Only one process at a time may do this; a reader sees the old file or the new one.
+        file are left alone. Only one process at a time may do this; a reader sees the old file or the new one. An
+        `inventory` whose directory gave the deployment its name is noted, for `estranged`.
         """
         for name in generations:
             if not _NAME.fullmatch(name):
@@ -83,6 +86,8 @@ class SecretStore:
 
                 sealed = VaultLib().encrypt(yaml.safe_dump(entries, sort_keys=True), password)
                 _write_private(self.path, sealed)
+            if Path(inventory).name == self.path.parent.name and inventory != _noted(self.path.parent):
+                _write_private(self.path.parent / "inventory", inventory.encode())
         return {name: entries[name]["value"] for name in generations}, made
 
     def read(self) -> dict[str, Entry]:
@@ -114,7 +119,7 @@ class SecretStore:
     def _password_files(self) -> list[Path]:
         """Return the files whose passwords may open the secrets, the one to seal new ones with first."""
         named = os.environ.get("ANSIBLE_VAULT_PASSWORD_FILE")
-        own = _xdg("XDG_CONFIG_HOME", ".config") / "vault-password"
+        own = own_password_file()
         files = [Path(named).expanduser()] if named else []
         if not files and not own.exists() and not self.path.exists():
             own.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -128,6 +133,46 @@ class SecretStore:
         return files
 
 
+def estranged(deployment: str, mark: Mapping[str, str], inventory: str) -> str:
+    """Return why a host must not be given a deployment's secrets, and what to do; nothing when it may.
+
+    Otherwise a run from a second machine, or from an inventory that was renamed, would replace every secret of the
+    host, and two inventories whose directories have the same name would share theirs. `mark` is what the last run left
+    on the host, the deployment's name and its MARK; empty before the first run. `inventory` is the directory of the
+    host's inventory. Raises SecretsError.
+    """
+    home, store = state_dir(deployment), SecretStore(deployment)
+    own = store.read().get(MARK)
+    if not mark:
+        noted = _noted(home)
+        if own is None or inventory == noted or not Path(noted or "/nowhere").is_dir():
+            return ""
+        return (
+            f"the host is new, and the secrets of deployment {deployment} are those of another inventory, {noted}; "
+            f"set watchpost_deployment in {inventory} to a name of its own"
+        )
+    if own and own["value"] == mark["id"]:
+        return ""
+    name = mark["deployment"]
+    rename = f"set watchpost_deployment: {name}" if name != deployment else ""
+    if rename and SecretStore(name).path.exists():
+        return f"the host has the secrets of deployment {name}, and this inventory is of {deployment}; {rename}"
+    aside = f"move {home} away, which is of another host, and " if own and not rename else ""
+    return (
+        f"the host has secrets of deployment {name} that this machine does not know, and a run would replace all of "
+        f"them; {aside}copy {state_dir(name)} and {own_password_file()} from the machine that ran site.yml before"
+        + (f", and {rename}" if rename else "")
+    )
+
+
+def _noted(home: Path) -> str:
+    """Return the inventory from which the deployment has its name; nothing when it has it from elsewhere."""
+    try:
+        return (home / "inventory").read_text()
+    except FileNotFoundError:
+        return ""
+
+
 def _password(file: Path) -> bytes:
     if os.access(file, os.X_OK):  # as Ansible does: an executable is a script that prints the password
         answer = subprocess.run([str(file)], stdout=subprocess.PIPE, check=False)
@@ -139,6 +184,11 @@ def _password(file: Path) -> bytes:
     if not password:
         raise SecretsError(f"the vault password file {file} is empty")
     return password
+
+
+def own_password_file() -> Path:
+    """Return the file with the vault password that is made when the user names none."""
+    return _xdg("XDG_CONFIG_HOME", ".config") / "vault-password"
 
 
 @contextmanager
@@ -198,13 +248,14 @@ app = typer.Typer(help="Make, rotate and show the secrets of a deployment.", no_
 def ensure(
     deployment: Annotated[str, typer.Option(help="The installation they belong to.")],
     generations: Annotated[str, typer.Option(help="JSON: name to generation; a changed number rotates.")],
+    named_by: Annotated[str, typer.Option(help="The inventory's directory, which may have given the name.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print {name: value}: for Ansible, which hides it.")] = False,
 ) -> None:
     """Make the secrets that are missing or whose generation number changed."""
     with _told():
         store = SecretStore(deployment)
         wanted = _generations(generations)
-        values, made = store.ensure(wanted)
+        values, made = store.ensure(wanted, named_by)
     for name in made:
         sys.stderr.write(f"Made {name} (generation {wanted[name]}).\n")
     if as_json:

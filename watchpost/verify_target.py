@@ -138,25 +138,26 @@ def _password(deployment: str, entries: dict[str, str], file: Path | None) -> st
             raise TargetError(f"--password-file: {error}") from error
     if PASSWORD not in entries:
         raise TargetError(
-            f"deployment {deployment!r} has no {PASSWORD} on this machine: "
-            "run site.yml from here first, or give --deployment or --password-file"
+            f"deployment {deployment!r} has no {PASSWORD} on this machine: run site.yml, or where another machine has "
+            f"done so, copy {_state(deployment)} and {secrets.own_password_file()} from there; "
+            "or give --deployment or --password-file"
         )
     return entries[PASSWORD]
 
 
 def _from_inventory(inventory: str) -> tuple[str, str, str, frozenset[str]]:
     """Return the gateway's URL, that of OTLP over HTTP, the deployment's name, and the components that have a host."""
-    names = ("watchpost_public_name", "watchpost_endpoints", "watchpost_deployment", "groups")
-    name, endpoints, deployment, groups = variables(inventory, "gateway", *names)
+    names = ("watchpost_public_host", "watchpost_endpoints", "watchpost_deployment", "groups")
+    host, endpoints, deployment, groups = variables(inventory, "gateway", *names)
     try:
         port, ingest = (
             int(endpoints[of][at]["port"]) for of, at in (("gateway", "https"), ("otel_collector", "ingest_http"))
         )
     except KeyError as error:
         raise TargetError(f"watchpost_endpoints has no {error}") from error
-    url = f"https://{name}" + ("" if port == 443 else f":{port}")
+    url = f"https://{host}" + ("" if port == 443 else f":{port}")
     components = frozenset(component for component in endpoints if groups.get(component))
-    return url, f"https://{name}:{ingest}", str(deployment), components
+    return url, f"https://{host}:{ingest}", str(deployment), components
 
 
 def variables(inventory: str, group: str, *names: str) -> list[Any]:

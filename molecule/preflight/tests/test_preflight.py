@@ -61,6 +61,7 @@ def test_all_wrong_variables_are_named_at_once(refusal):
         gateway_otlp_burst=0,  # which can be meant: nothing above the rate
         alertmanager_receivers=[{"name": "x", "severities": ["loud"], "teams": {"url": "https://example.org"}}],
         taskboard_faults={"eror": {"share": 0.5}},
+        watchpost_public_name="https://watch.example.org",
     )
     for words in (
         "loki_retenton_days is not a variable of the role loki",
@@ -82,9 +83,10 @@ def test_all_wrong_variables_are_named_at_once(refusal):
         "alertmanager_receivers.teams",
         "loud",
         "taskboard_faults.eror",
+        "watchpost_public_name is 'https://watch.example.org'; it must be a host name or an address",
     ):
         assert words in said
-    assert "preflight found 19 problems" in said
+    assert "preflight found 20 problems" in said
 
 
 @pytest.fixture(scope="module")
@@ -356,6 +358,20 @@ def test_taken_port_is_refused_and_its_holder_named(refusal, listen):
 def test_port_held_by_the_appliance_itself_is_no_problem(converge, listen):
     listen("watchpost-loki", 3100, "127.0.0.1")
     assert converge().code == 0
+
+
+def test_another_firewall_is_told_with_the_ports_that_it_must_let_in(converge, host):
+    assert "another firewall" not in converge().output
+    rules = "policy drop; iif lo accept; ct state established,related accept; tcp dport 22 accept"
+    host.check_output(
+        "nft %s", f"table inet theirs {{ chain input {{ type filter hook input priority filter; {rules}; }}; }}"
+    )
+    run = converge()
+    host.check_output("nft delete table inet theirs")
+    assert run.code == 0 and not run.changed, run.output
+    said = " ".join(run.output.split())
+    assert "another firewall is at work on the host (nft list table inet theirs)" in said
+    assert "it must let in TCP 443, 4317, 4318 too" in said
 
 
 def test_more_than_the_disk_holds_is_refused_with_the_sum(refusal):
