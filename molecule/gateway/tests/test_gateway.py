@@ -151,7 +151,7 @@ def answers(host, address, tmp_path):
 
     def answers(path, at_once, *options):
         command = ["curl", "--silent", "--noproxy", "*", "--cacert", tmp_path / "ca.crt", "--max-time", "30", *options]
-        command += ["--parallel", "--parallel-immediate", "--parallel-max", str(at_once), "--output", "/dev/null"]
+        command += ["--parallel", "--parallel-max", str(at_once), "--output", "/dev/null"]
         command += ["--write-out", "%{http_code} %header{retry-after}\\n", f"https://{address}{path}"]
         done = subprocess.run(command, capture_output=True, text=True)
         return Counter(line.strip() for line in done.stdout.splitlines() if line[:3].isdigit())
