@@ -319,7 +319,8 @@ def test_all_that_wait_share_one_deadline():
 def test_a_refused_login_is_not_waited_for():
     results, seconds = results_of(Appliance(), password="another")
     assert missing(results) == ["login"]
-    assert results["login"].evidence == "Grafana: HTTP 401, Invalid username or password"
+    assert "admin is not let in with the stored password" in results["login"].evidence
+    assert "wait five minutes" in results["login"].evidence
     assert seconds == 0
 
 
@@ -566,6 +567,30 @@ def test_the_address_and_deployment_come_from_the_inventory(tmp_path, monkeypatc
     (tmp_path / "password").write_text("x")
     target = verify_target.find(str(inventory), password_file=tmp_path / "password")
     assert (target.url, target.ca) == ("https://192.0.2.7", ca)
+    assert target.components == {"gateway"}, "the others have no host"
+
+
+WITHOUT_THE_APPLICATION = ["gateway", "grafana", "anonymous access", "login", "targets", "alerts"]
+
+
+def test_what_is_left_out_is_not_looked_for_and_no_request_is_made(command):
+    appliance = Appliance(broken={"application"})
+    done = command(appliance, "--without=taskboard", "--json")
+    report = json.loads(done.stdout)
+    assert done.exit_code == 0 and report["ok"], report
+    assert [link["link"] for link in report["links"]] == WITHOUT_THE_APPLICATION
+    assert not appliance.seen
+    assert "traces, logs, metrics" in " ".join(report["notes"])
+    assert command(appliance, "--json").exit_code == 1, "it is missed where it is not left out"
+
+
+def test_what_is_left_out_is_read_from_the_inventory(command, monkeypatch):
+    here = frozenset({"gateway", "grafana", "otel_collector", "tempo", "loki", "prometheus", "alertmanager"})
+    found = verify_target.Target("https://appliance.test", PASSWORD, None, components=here)
+    monkeypatch.setattr(verify.verify_target, "find", lambda *_: found)
+    done = command(Appliance(broken={"application"}), "--json")
+    assert done.exit_code == 0, done.stdout
+    assert [link["link"] for link in json.loads(done.stdout)["links"]] == WITHOUT_THE_APPLICATION
 
 
 @pytest.mark.parametrize(

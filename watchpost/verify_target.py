@@ -34,6 +34,7 @@ class Target:
     ca: Path | None  # trusted beside the system's own authorities
     ingest: str = ""  # where OTLP over HTTP is taken; empty when no inventory was read
     token: str = ""  # what is said there
+    components: frozenset[str] | None = None  # what it runs; unknown when no inventory was read
 
     def reached_at(self, ingest: str) -> Target:
         """Return the same appliance with another OTLP endpoint."""
@@ -72,9 +73,9 @@ def find(
 
     Raises TargetError when something is missing, naming it.
     """
-    ingest = ""
+    ingest, components = "", None
     if not url or not (deployment or (ca and password_file)):
-        found_url, ingest, found_deployment = _from_inventory(inventory)
+        found_url, ingest, found_deployment, components = _from_inventory(inventory)
         url = url or found_url
         deployment = deployment or found_deployment
     url = _https("--url", url)
@@ -82,7 +83,8 @@ def find(
         fetched = _state(deployment) / "ca.crt"
         ca = fetched if fetched.exists() else None  # a gateway with a public certificate needs none
     entries = _secrets(deployment) if deployment and not password_file else {}
-    return Target(url, _password(deployment, entries, password_file), ca, ingest, entries.get(TOKEN, ""))
+    password = _password(deployment, entries, password_file)
+    return Target(url, password, ca, ingest, entries.get(TOKEN, ""), components)
 
 
 def open_to_all(url: str, ca: Path | None = None) -> Target:
@@ -143,17 +145,19 @@ def _password(deployment: str, entries: dict[str, str], file: Path | None) -> st
     return entries[PASSWORD]
 
 
-def _from_inventory(inventory: str) -> tuple[str, str, str]:
-    """Return the gateway's URL, that of OTLP over HTTP and the deployment's name."""
-    names = ("watchpost_public_host", "watchpost_endpoints", "watchpost_deployment")
-    host, endpoints, deployment = variables(inventory, "gateway", *names)
+def _from_inventory(inventory: str) -> tuple[str, str, str, frozenset[str]]:
+    """Return the gateway's URL, that of OTLP over HTTP, the deployment's name, and the components that have a host."""
+    names = ("watchpost_public_host", "watchpost_endpoints", "watchpost_deployment", "groups")
+    host, endpoints, deployment, groups = variables(inventory, "gateway", *names)
     try:
         port, ingest = (
             int(endpoints[of][at]["port"]) for of, at in (("gateway", "https"), ("otel_collector", "ingest_http"))
         )
     except KeyError as error:
         raise TargetError(f"watchpost_endpoints has no {error}") from error
-    return f"https://{host}" + ("" if port == 443 else f":{port}"), f"https://{host}:{ingest}", str(deployment)
+    url = f"https://{host}" + ("" if port == 443 else f":{port}")
+    components = frozenset(component for component in endpoints if groups.get(component))
+    return url, f"https://{host}:{ingest}", str(deployment), components
 
 
 def variables(inventory: str, group: str, *names: str) -> list[Any]:

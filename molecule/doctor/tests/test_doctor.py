@@ -140,6 +140,13 @@ def misspelt_setting(_host, _after):
     pass
 
 
+@failure(
+    "variables", "HOST", "prometheus_retention_days is 20", "over 30 days", together=True, prometheus_retention_days=20
+)
+def objective_that_looks_further_back_than_metrics_are_kept(_host, _after):
+    pass
+
+
 @failure("disk", "HOST", "may be kept there", "tempo_retention_gib", together=True, tempo_retention_gib=1000000)
 def budget_beyond_the_disk(_host, _after):
     pass

@@ -42,12 +42,6 @@ def test_program_changed_in_the_store_is_refused(host, store_of_its_own):
     assert host.check_output("systemctl show watchpost-node-exporter --property=MainPID --value") == running
 
 
-def test_unknown_source_is_refused_by_name(site):
-    run = site(watchpost_artifact_source="torrent")
-    assert run.code != 0
-    assert "watchpost_artifact_source" in run.output or "torrent" in run.output, run.output
-
-
 def test_second_machine_replaces_no_secret_of_the_host(host, tmp_path, monkeypatch):
     def mark():
         return json.loads(host.file("/etc/watchpost/deployment").content_string)

@@ -47,7 +47,9 @@ BUDGETS = {
     "tempo_retention_gib": (1024, ["tempo"]),
     "loki_retention_gib": (1024, ["loki"]),
     "prometheus_retention_gib": (1024, ["prometheus"]),
+    "taskboard_max_mib": (1, ["taskboard"]),
     "otel_collector_queue_mib": (3, ["otel_collector"]),  # a queue for each signal
+    "agent_queue_mib": (3, ["agent"]),  # likewise
     # Must stay free beside that: a store is stopped below this, and started again at twice as much.
     "retention_least_free_mib": (2, ["tempo", "loki", "prometheus"]),
 }
@@ -126,23 +128,33 @@ class ActionModule(ActionBase):
                 near = difflib.get_close_matches(name, specs[role_name], 1, 0.6)
                 owner = "a shared variable" if role_name == "watchpost" else f"a variable of the role {role_name}"
                 yield f"{name} is not {owner}" + (f"; did you mean {near[0]}?" if near else "")
-        for role_name, spec in specs.items():
-            values = {}
-            for name, option in spec.items():
-                if name in variables:
-                    try:
-                        values[name] = self._templar.template(variables[name])
-                    except AnsibleError as error:
-                        yield f"{name} cannot be worked out: {one_line(error)}"
-                elif option.get("required") and role_name != "service":  # whose callers give it what it requires
-                    wanted = role_name in (*variables["group_names"], "preflight", "inputs", "host", "pki", "watchpost")
-                    if wanted:
-                        yield f"{name} is not set: {option['description']}"
-            checked = {name: spec[name] for name in values}
-            result = ArgumentSpecValidator(checked).validate(values, validate_role_argument_spec=True)
-            problems = [*result.error_messages, *number_problems(checked, result.validated_parameters)]
-            # When each value is sound by itself: what the role has against them taken together.
-            yield from problems or as_list(self._value(f"__{role_name}_problems"))
+        wanted = {*variables["group_names"], "preflight", "inputs", "host", "pki", "watchpost"}
+        wanted.discard("service")  # whose callers give it what it requires
+        alone = {name: list(self._alone(spec, variables, wanted=name in wanted)) for name, spec in specs.items()}
+        for name, problems in alone.items():
+            try:
+                # When each value is sound by itself: what the role has against them taken together.
+                yield from problems or self._templar.template(self._raw.get(f"__{name}_problems", []))
+            except AnsibleError as error:
+                # With a problem named already, that may well be the reason.
+                if not any(alone.values()):
+                    yield f"the check of the role {name} (__{name}_problems) cannot be worked out: {one_line(error)}"
+
+    def _alone(self, spec: dict[str, Any], variables: dict[str, Any], *, wanted: bool) -> Iterator[str]:
+        """Check each variable of a role by itself; of a role that is wanted here, what it requires must be set."""
+        values = {}
+        for name, option in spec.items():
+            if name in variables:
+                try:
+                    values[name] = self._templar.template(variables[name])
+                except AnsibleError as error:
+                    yield f"{name} cannot be worked out: {one_line(error)}"
+            elif option.get("required") and wanted:
+                yield f"{name} is not set: {option['description']}"
+        checked = {name: spec[name] for name in values}
+        result = ArgumentSpecValidator(checked).validate(values, validate_role_argument_spec=True)
+        yield from result.error_messages
+        yield from number_problems(checked, result.validated_parameters)
 
     def _host(
         self,
