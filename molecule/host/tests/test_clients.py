@@ -33,14 +33,14 @@ serve(socket.create_server(("", {PORT}), backlog=500))
 
 @pytest.fixture(scope="module")
 def address(host):
-    """The host's address, with the sink behind the port and a second client beside this machine's own."""
+    """The host's address, with a sink that preflight takes for ours, and a second client beside this machine's own."""
     device = Host(host.backend.get_hostname()).veth
     subprocess.run(["ip", "addr", "add", f"{NOISY}/32", "dev", device], check=True)
-    host.check_output("systemd-run --unit=sink python3 -c %s", SINK)
+    host.check_output("systemd-run --unit=watchpost-sink python3 -c %s", SINK)
     try:
         yield host.check_output("hostname --all-ip-addresses").split()[0]
     finally:
-        host.check_output("systemctl stop sink")
+        host.check_output("systemctl stop watchpost-sink")
         subprocess.run(["ip", "addr", "del", f"{NOISY}/32", "dev", device], check=True)
 
 
