@@ -16,7 +16,6 @@ import socket
 import statistics
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 import tomllib
@@ -29,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from watchpost import packages
+from watchpost.artifacts.store import extract
 from watchpost.project import PROJECT
 
 BIN = Path(sys.executable).parent
@@ -195,8 +195,7 @@ def collector_binary(work: Path) -> Path:
     """Unpack the Collector from the artifact store."""
     command = [sys.executable, "-m", "watchpost", "artifacts", "ensure", "otel_collector", "--json"]
     said = subprocess.run(command, cwd=PROJECT, check=True, stdout=subprocess.PIPE, text=True).stdout
-    with tarfile.open(json.loads(said)["otel_collector"]["path"]) as tar:
-        tar.extractall(work, filter="data")
+    extract(Path(json.loads(said)["otel_collector"]["path"]), work)
     return next((work / "bin").iterdir())
 
 

@@ -9,12 +9,13 @@ import random
 import re
 import shlex
 import shutil
+import ssl
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -121,6 +122,30 @@ def call_grpc(url: str, identity: Path, packed: bytes, encoding: str) -> str:
     return status[1].decode() if status else f"HTTP {http[1].decode()}" if http else f"curl: error {done.returncode}"
 
 
+@contextlib.contextmanager
+def forwarded(host: Host, ports: Mapping[str, object]) -> Iterator[dict[str, str]]:
+    """Reach ports of a host's loopback through SSH: return a socket on this machine for each."""
+    with tempfile.TemporaryDirectory() as folder:
+        sockets = {name: f"{folder}/{name}" for name in ports}
+        command = host.ssh()
+        forwards = [f"-L{sockets[name]}:127.0.0.1:{port}" for name, port in ports.items()]
+        tunnel = subprocess.Popen([command[0], "-N", *forwards, *command[1:]])
+        try:
+            while not all(Path(path).exists() for path in sockets.values()):
+                assert tunnel.poll() is None, "SSH does not forward"
+                time.sleep(0.1)  # until SSH has connected
+            yield sockets
+        finally:
+            tunnel.terminate()
+            tunnel.wait()
+
+
+def through(socket: str, trust: ssl.SSLContext) -> httpx.Client:
+    """Return a client of what is behind a forwarded socket."""
+    transport = httpx.HTTPTransport(verify=trust, uds=socket)
+    return httpx.Client(base_url="https://127.0.0.1", transport=transport, timeout=30)
+
+
 @dataclass
 class Outcome:
     """What a drill found out, for the table at the end."""
@@ -152,6 +177,10 @@ class Running:
     def acknowledged(self) -> int:
         """Tell how many items are acknowledged so far."""
         return sum(len(ledger.acknowledged) for ledger in self.ledgers.values())
+
+    def retries(self) -> int:
+        """Tell how often something was sent again so far."""
+        return sum(ledger.retries for ledger in self.ledgers.values())
 
     def window(self, signal: Signal) -> float:
         """Return the longest time from a lost item's acknowledgement until the next break; infinite without one."""
@@ -259,6 +288,17 @@ class Appliance:
             self.restart(component)
 
     @contextlib.contextmanager
+    def unchecked(self, component: str) -> Iterator[None]:
+        """Have a component start without what its unit looks at before, for a while; it is not restarted for that."""
+        folder = f"/run/systemd/system/{unit_name(component)}.d"
+        text = r"[Service]\nExecStartPre=\n"
+        self.shell(f"mkdir -p {folder} && printf '{text}' >{folder}/unchecked.conf && systemctl daemon-reload")
+        try:
+            yield
+        finally:
+            self.shell(f"rm {folder}/unchecked.conf && systemctl daemon-reload")
+
+    @contextlib.contextmanager
     def collector_with(self, **overlay: object) -> Iterator[None]:
         """Have the Collector run with more configuration laid over its own for a while."""
         path = "/run/watchpost-drill.yml"
@@ -275,9 +315,10 @@ class Appliance:
         signals: tuple[Signal, ...] = tuple(Signal),
         retry_for: float = 120,
         service: str = "",
+        client: httpx.Client | None = None,
     ) -> Iterator[Running]:
-        """Send in the background until the block ends, `seconds` at most."""
-        with ingest_client(self.target) as client:
+        """Send in the background until the block ends, `seconds` at most; by another client, to wherever that leads."""
+        with contextlib.nullcontext(client) if client else ingest_client(self.target) as client:
             telemetry = Telemetry(shift=shift, service=service)
             load = Load(Sender(client, retry_for), telemetry, signals, rate, seconds)
             running = Running(load, time.time())
@@ -338,25 +379,9 @@ class Appliance:
         with self.identity() as folder, contextlib.ExitStack() as stack:
             trust = self.target.trust()
             trust.load_cert_chain(Path(folder, "tls.crt"), Path(folder, "tls.key"))
-            sockets, clients = {}, {}
-            for engine in ENGINES:
-                sockets[engine] = f"{folder}/{engine}"
-                transport = httpx.HTTPTransport(verify=trust, uds=sockets[engine])
-                client = httpx.Client(base_url="https://127.0.0.1", transport=transport, timeout=30)
-                clients[engine] = stack.enter_context(client)
-            forwards = [
-                f"-L{path}:127.0.0.1:{self.endpoints[engine]['http']['port']}" for engine, path in sockets.items()
-            ]
-            command = self.host.ssh()
-            tunnel = subprocess.Popen([command[0], "-N", *forwards, *command[1:]])
-            try:
-                while not all(Path(path).exists() for path in sockets.values()):
-                    assert tunnel.poll() is None, "SSH does not forward"
-                    time.sleep(0.1)  # until SSH has connected
-                yield Stores(clients)
-            finally:
-                tunnel.terminate()
-                tunnel.wait()
+            ports = {engine: self.endpoints[engine]["http"]["port"] for engine in ENGINES}
+            sockets = stack.enter_context(forwarded(self.host, ports))
+            yield Stores({engine: stack.enter_context(through(socket, trust)) for engine, socket in sockets.items()})
 
     @contextlib.contextmanager
     def neighbour(self) -> Iterator[str]:
@@ -562,11 +587,11 @@ class Drill:
                 self.outcome.remarks.append(f"{signal}: {remark}")
                 say(self.outcome.remarks[-1])
         say(f"{self.outcome.acknowledged} acknowledged, {self.outcome.lost} of them lost")
+        assert self.outcome.acknowledged > 0, "nothing was acknowledged, so nothing is proven"
 
     def assert_nothing_lost(self, running: Running, timeout: float = 60) -> None:
         """Every acknowledged item is found, and whatever was broken was ready again in time."""
         self.settle(running, timeout)
-        assert self.outcome.acknowledged > 0, "nothing was acknowledged, so nothing is proven"
         assert not self.outcome.lost, self.outcome.remarks
         self.assert_ready_in_time()
 

@@ -89,6 +89,7 @@ def test_long_outage_of_all_engines_loses_nothing(drill, outage):
             time.sleep(outage)
         drill.pause(5, 10)
     drill.assert_nothing_lost(running, DRAINED)
+    assert not drill.outcome.refused, "the queue has no place for so long an outage"
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -16,16 +16,35 @@ DAMAGE = {
 }
 
 
+def damage_it(appliance, damage):
+    """Stop the Collector and damage the queue that must be there."""
+    appliance.shell(
+        f"set -e; systemctl stop {unit_name('otel_collector')}; file={QUEUE}; test -s $file; {DAMAGE[damage]}"
+    )
+
+
+def test_without_its_check_a_damaged_queue_keeps_the_collector_from_starting(drill):
+    appliance, unit = drill.appliance, unit_name("otel_collector")
+    storage = {"file_storage/queue": {"recreate": False}}
+    with appliance.collector_with(extensions=storage), appliance.unchecked("otel_collector"):
+        with appliance.stopped("loki"), appliance.load(signals=(Signal.LOGS,)):
+            drill.pause(2, 3)
+        damage_it(appliance, "garbage all over")
+        try:
+            with pytest.raises(AssertionError, match="not ready within 20 s"):
+                appliance.breaking(f"systemctl start {unit}", "otel_collector", deadline=20)
+        finally:
+            appliance.shell(f"systemctl stop {unit}; rm -f {QUEUE}")
+
+
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_queue_does_not_keep_the_collector_from_starting(drill, damage):
     appliance, unit = drill.appliance, unit_name("otel_collector")
     with appliance.stopped("loki"):
         with appliance.load(signals=(Signal.LOGS, Signal.TRACES), rate=500) as before:
             drill.pause(4, 5)
-        command = (
-            f"systemctl stop {unit}; file={QUEUE}; test -s $file; {DAMAGE[damage]} 2>/dev/null; systemctl start {unit}"
-        )
-        _, ready = appliance.breaking(command, "otel_collector")
+        damage_it(appliance, damage)
+        _, ready = appliance.breaking(f"systemctl start {unit}", "otel_collector")
         drill.outcome.ready.extend(ready.values())
     with appliance.load() as after:
         drill.pause(2, 3)
@@ -33,5 +52,6 @@ def test_damaged_queue_does_not_keep_the_collector_from_starting(drill, damage):
     say(
         f"{len(before.lost[Signal.LOGS])} of {before.counts[Signal.LOGS].acknowledged} lines that waited there are lost"
     )
+    assert before.lost[Signal.LOGS], "no line waited there, or nothing was damaged"
     assert not before.lost[Signal.TRACES], "the queue of another signal was touched"
     drill.assert_nothing_lost(after)

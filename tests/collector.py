@@ -8,7 +8,6 @@ import os
 import socket
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,8 @@ from typing import Any
 
 import httpx
 import yaml
+
+from watchpost.artifacts.store import extract
 
 PROJECT = Path(__file__).resolve().parent.parent
 ROLE = PROJECT / "roles/otel_collector"
@@ -47,8 +48,7 @@ def program(directory: Path) -> Path:
         [sys.executable, "-m", "watchpost", "artifacts", "ensure", "otel_collector", "--json"],
         cwd=PROJECT, stdout=subprocess.PIPE, check=True,
     )  # fmt: skip
-    with tarfile.open(json.loads(done.stdout)["otel_collector"]["path"]) as archive:
-        archive.extractall(directory, filter="data")
+    extract(Path(json.loads(done.stdout)["otel_collector"]["path"]), directory)
     return directory / "bin/otelcol"
 
 

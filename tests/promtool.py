@@ -6,10 +6,11 @@ import json
 import re
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from watchpost.artifacts.store import extract
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -20,8 +21,7 @@ def program(directory: Path) -> Path:
         [sys.executable, "-m", "watchpost", "artifacts", "ensure", "prometheus", "--json"],
         cwd=PROJECT, stdout=subprocess.PIPE, check=True,
     )  # fmt: skip
-    with tarfile.open(json.loads(done.stdout)["prometheus"]["path"]) as archive:
-        archive.extract("bin/promtool", directory, filter="data")
+    extract(Path(json.loads(done.stdout)["prometheus"]["path"]), directory, "bin/promtool")
     return directory / "bin/promtool"
 
 

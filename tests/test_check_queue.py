@@ -75,6 +75,12 @@ DAMAGE = {
 }
 
 
+@pytest.fixture
+def queue(tmp_path):
+    (tmp_path / "queue").mkdir()
+    return tmp_path / "queue"
+
+
 def test_sound_file_is_not_touched(tmp_path):
     (tmp_path / NAME).write_bytes(database())
     check_queue.main(tmp_path)
@@ -87,16 +93,25 @@ def test_one_good_head_is_enough(at):
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_file_is_put_aside_and_kept(tmp_path, capsys, damage):
+def test_damaged_file_is_put_aside_and_kept(queue, capsys, damage):
     broken = bytes(DAMAGE[damage](database()))
-    (tmp_path / NAME).write_bytes(broken)
-    check_queue.main(tmp_path)
-    (aside,) = tmp_path.iterdir()
+    (queue / NAME).write_bytes(broken)
+    check_queue.main(queue)
+    (aside,) = queue.iterdir()
     assert aside.name.startswith(f"{NAME}.") and aside.suffix == ".damaged"
     assert aside.read_bytes() == broken
     assert f"queue {NAME} is damaged" in capsys.readouterr().out
-    check_queue.main(tmp_path)
-    assert list(tmp_path.iterdir()) == [aside]
+    check_queue.main(queue)
+    assert list(queue.iterdir()) == [aside]
+
+
+def test_damaged_file_is_put_aside_in_whichever_directory_it_lies(queue, tmp_path, capsys):
+    (journal := tmp_path / "journal").mkdir()
+    (queue / NAME).write_bytes(database())
+    (journal / "receiver_journald_").write_bytes(DAMAGE["everything"](database()))
+    check_queue.main(queue, journal)
+    assert (queue / NAME).exists() and not (journal / "receiver_journald_").exists()
+    assert "journal receiver_journald_ is damaged" in capsys.readouterr().out
 
 
 def test_empty_file_and_missing_directory_are_no_damage(tmp_path):

@@ -258,17 +258,23 @@ def test_links_of_a_named_service_are_kept(changed):
 
 def test_users_settings_take_effect(changed):
     collector = changed(
-        watchpost_redaction_extra_rules=[{"name": "employee", "pattern": r"\bstaff [a-z]+", "match": ["staff anna"]}],
+        watchpost_redaction_extra_rules=[
+            {"name": "employee", "pattern": r"\bstaff [a-z]+", "match": ["staff anna"]},
+            {"name": "badge", "words": ["badge", "chip"], "pattern": " [0-9]+", "match": ["Badge 12", "microCHIP 3"]},
+        ],
         watchpost_redaction_allowed_keys=["order.contact"],
         watchpost_redaction_allowed_values=[r"10\.20\.\d+\.\d+"],
         watchpost_redaction_hashed_keys=["user.id", "user.email"],
     )
     sent = {
-        "app.text": "by staff anna", "order.contact": "a@example.org", "app.peer": "10.20.30.40",
-        "app.others": "10.20.30.40, 198.51.100.9", "user.id": "anna", "user.email": "a@example.org",
+        "app.text": "by staff anna, BADGE 12 and Minichip 3", "order.contact": "a@example.org",
+        "app.peer": "10.20.30.40", "app.others": "10.20.30.40, 198.51.100.9",
+        "user.id": "anna", "user.email": "a@example.org",
     }  # fmt: skip
     out = span_attributes(collector, [string(*item) for item in sent.items()])
-    assert (out["app.text"], out["order.contact"], out["app.peer"]) == ("by ****", "a@example.org", "10.20.30.40")
+    assert (out["app.text"], out["order.contact"], out["app.peer"]) == (
+        "by ****, **** and Mini****", "a@example.org", "10.20.30.40"
+    )  # fmt: skip
     assert out["app.others"] == "****, ****"
     key = b"a key of the tests"
     inner = hashlib.sha256(key + b"anna").hexdigest().encode()

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import yaml
 
+from watchpost import secrets
 from watchpost.project import PROJECT, ansible
 
 GENERATIONS = {"grafana_admin_password": 1, "otlp_ingest_token": 1}
@@ -43,8 +44,8 @@ def ensure(generations=GENERATIONS, deployment="lab", *options):
     return watchpost("ensure", "--deployment", deployment, "--generations", json.dumps(generations), *options)
 
 
-def values(generations=GENERATIONS, deployment="lab"):
-    done = ensure(generations, deployment, "--json")
+def values(generations=GENERATIONS, deployment="lab", inventory=""):
+    done = ensure(generations, deployment, "--json", "--named-by", str(inventory))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -118,15 +119,27 @@ def test_the_users_own_vault_password_is_used(home, password, monkeypatch, scrip
     assert values() == made
 
 
-def test_wrong_password_is_refused_and_the_file_left_alone(home, store, monkeypatch):
+def test_wrong_password_is_refused_and_the_file_left_alone(home, store, password, monkeypatch):
     values()
     before = store.read_bytes()
     other = home / "other"
     other.write_text("wrong")
+    password.write_text("wrong too")
     monkeypatch.setenv("ANSIBLE_VAULT_PASSWORD_FILE", str(other))
     message = refused(ensure({**GENERATIONS, "otlp_ingest_token": 2}))
-    assert str(store) in message and str(other) in message
+    assert all(str(file) in message for file in (store, other, password))
     assert store.read_bytes() == before
+
+
+def test_a_vault_password_that_is_named_later_leaves_the_secrets_open(home, password, monkeypatch):
+    made = values()
+    own = home / "own"
+    own.write_text("correct horse")
+    monkeypatch.setenv("ANSIBLE_VAULT_PASSWORD_FILE", str(own))
+    assert values() == made
+    rotated = values({**GENERATIONS, "otlp_ingest_token": 2})
+    monkeypatch.delenv("ANSIBLE_VAULT_PASSWORD_FILE")
+    assert values({**GENERATIONS, "otlp_ingest_token": 2}) == rotated, "sealed as it was before"
 
 
 def test_lost_password_is_not_replaced_by_a_new_one(home, store, password):
@@ -135,6 +148,59 @@ def test_lost_password_is_not_replaced_by_a_new_one(home, store, password):
     message = refused(ensure())
     assert str(password) in message and str(store) in message
     assert not password.exists()
+
+
+@pytest.fixture
+def marked(home):
+    """What a run from the inventory lab/ leaves on its host."""
+    (home / "lab").mkdir()
+    made = values({**GENERATIONS, secrets.MARK: 1}, "lab", home / "lab")
+    return {"deployment": "lab", "id": made[secrets.MARK]}
+
+
+def test_host_gets_the_secrets_that_it_has_and_a_new_one_gets_any(home, marked):
+    assert secrets.estranged("lab", marked, str(home / "lab")) == ""
+    assert secrets.estranged("lab", {}, str(home / "lab")) == "", "it was installed anew"
+    assert secrets.estranged("other", {}, str(home / "other")) == ""
+    assert values({**GENERATIONS, secrets.MARK: 1, "otlp_ingest_token": 2})[secrets.MARK] == marked["id"]
+    assert secrets.estranged("lab", marked, str(home / "elsewhere")) == "", "the inventory was moved, or copied"
+
+
+def test_second_machine_is_told_what_to_copy_instead_of_making_new_secrets(home, marked, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(home / "second"))
+    said = secrets.estranged("lab", marked, str(home / "lab"))
+    assert said.endswith(
+        f"copy {home}/second/watchpost/lab and {home}/config/watchpost/vault-password "
+        "from the machine that ran site.yml before"
+    )
+    (home / "second").symlink_to(home / "state")
+    assert secrets.estranged("lab", marked, str(home / "lab")) == ""
+
+
+def test_renamed_inventory_is_told_the_name_of_its_secrets(home, marked, monkeypatch):
+    assert secrets.estranged("cellar", marked, str(home / "cellar")).endswith("; set watchpost_deployment: lab")
+    monkeypatch.setenv("XDG_STATE_HOME", str(home / "second"))
+    said = secrets.estranged("cellar", marked, str(home / "cellar"))
+    assert f"copy {home}/second/watchpost/lab" in said and said.endswith(", and set watchpost_deployment: lab")
+
+
+def test_secrets_of_another_host_are_not_given_to_this_one(home, marked):
+    said = secrets.estranged("lab", marked | {"id": "another"}, str(home / "lab"))
+    assert f"move {home}/state/watchpost/lab away, which is of another host, and copy" in said
+
+
+def test_new_host_does_not_get_the_secrets_of_another_inventory_of_that_name(home, marked):
+    second = str(home / "b/lab")
+    said = secrets.estranged("lab", {}, second)
+    assert f"those of another inventory, {home}/lab; set watchpost_deployment in {second}" in said
+    (home / "lab").rmdir()
+    assert secrets.estranged("lab", {}, second) == "", "it was moved"
+
+
+def test_inventory_that_names_its_deployment_is_not_noted(home):
+    values(deployment="lab", inventory=home / "cellar")
+    (home / "cellar").mkdir()
+    assert secrets.estranged("lab", {}, str(home / "attic")) == ""
 
 
 @pytest.mark.parametrize(

@@ -352,7 +352,15 @@ def test_inventory_that_is_not_there_is_wrong_usage():
     assert done.returncode == 2 and "--inventory /none" in done.stderr
 
 
-def test_query_that_prometheus_refuses_is_named_by_its_field(tmp_path):
+@pytest.fixture
+def python_of_debian_12(tmp_path, monkeypatch):
+    """Programs run without the ways of unpacking archives that later versions want a filter for, which it has not."""
+    lacks = "import tarfile\ndel tarfile.TarFile.extract, tarfile.TarFile.extractall\n"
+    (tmp_path / "sitecustomize.py").write_text(lacks)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+
+def test_query_that_prometheus_refuses_is_named_by_its_field(tmp_path, python_of_debian_12):
     wrong = [
         SOUND | {"availability": {"where": 'http_route=~"*"'}},
         RATIO | {"ratio": {"bad": "sum(rate(x[$window])", "total": "scalar(rate(y[$window]))"}},

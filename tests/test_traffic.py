@@ -8,6 +8,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
+from watchpost import verify_target
 from watchpost.cli import command_line
 from watchpost.delivery.traffic import MIX, Operation, Scenario, by_operation, read_mix, tidy
 from watchpost.ledger import Ledger, LedgerError, Run, percentile, read
@@ -184,6 +185,13 @@ def test_mix_that_is_given_replaces_the_usual_one():
 def test_gateway_without_tls_is_refused():
     answer = CliRunner().invoke(command_line("traffic"), ["traffic", "--url", "http://x"])
     assert answer.exit_code == 2 and "https://" in answer.output
+
+
+def test_appliance_without_the_application_is_refused(monkeypatch):
+    found = verify_target.Target("https://x", "", None, components=frozenset({"gateway", "grafana"}))
+    monkeypatch.setattr(verify_target, "find", lambda *_: found)
+    answer = CliRunner().invoke(command_line("traffic"), ["traffic"])
+    assert answer.exit_code == 2 and "no host in the group taskboard" in answer.output
 
 
 def test_percentile_is_a_value_that_occurred():

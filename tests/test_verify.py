@@ -6,7 +6,10 @@ Tempo, Loki and Prometheus gave when they were recorded. The real ones are asked
 
 import base64
 import json
+import os
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from collections import Counter
 from dataclasses import dataclass, field
@@ -19,6 +22,7 @@ from watchpost import verify, verify_target
 from watchpost.cli import command_line
 from watchpost.ledger import Ledger, Sent
 from watchpost.ledger import Run as Recorded
+from watchpost.project import PROJECT, ansible
 from watchpost.verify import LABELS, LINKS, Missing, Run, State, follow, judge_trace, risen
 from watchpost.verify_grafana import Grafana, Span, lines_of, spans_of
 
@@ -315,7 +319,8 @@ def test_all_that_wait_share_one_deadline():
 def test_a_refused_login_is_not_waited_for():
     results, seconds = results_of(Appliance(), password="another")
     assert missing(results) == ["login"]
-    assert results["login"].evidence == "Grafana: HTTP 401, Invalid username or password"
+    assert "admin is not let in with the stored password" in results["login"].evidence
+    assert "wait five minutes" in results["login"].evidence
     assert seconds == 0
 
 
@@ -562,6 +567,51 @@ def test_the_address_and_deployment_come_from_the_inventory(tmp_path, monkeypatc
     (tmp_path / "password").write_text("x")
     target = verify_target.find(str(inventory), password_file=tmp_path / "password")
     assert (target.url, target.ca) == ("https://192.0.2.7", ca)
+    assert target.components == {"gateway"}, "the others have no host"
+
+
+WITHOUT_THE_APPLICATION = ["gateway", "grafana", "anonymous access", "login", "targets", "alerts"]
+
+
+def test_what_is_left_out_is_not_looked_for_and_no_request_is_made(command):
+    appliance = Appliance(broken={"application"})
+    done = command(appliance, "--without=taskboard", "--json")
+    report = json.loads(done.stdout)
+    assert done.exit_code == 0 and report["ok"], report
+    assert [link["link"] for link in report["links"]] == WITHOUT_THE_APPLICATION
+    assert not appliance.seen
+    assert "traces, logs, metrics" in " ".join(report["notes"])
+    assert command(appliance, "--json").exit_code == 1, "it is missed where it is not left out"
+
+
+def test_what_is_left_out_is_read_from_the_inventory(command, monkeypatch):
+    here = frozenset({"gateway", "grafana", "otel_collector", "tempo", "loki", "prometheus", "alertmanager"})
+    found = verify_target.Target("https://appliance.test", PASSWORD, None, components=here)
+    monkeypatch.setattr(verify.verify_target, "find", lambda *_: found)
+    done = command(Appliance(broken={"application"}), "--json")
+    assert done.exit_code == 0, done.stdout
+    assert [link["link"] for link in json.loads(done.stdout)["links"]] == WITHOUT_THE_APPLICATION
+
+
+@pytest.mark.parametrize(
+    ("variables", "url"),
+    [
+        ("ansible_host: 2001:db8::7", "https://[2001:db8::7]"),
+        ("watchpost_public_name: 2001:DB8::7", "https://[2001:db8::7]"),
+        ("watchpost_public_name: Watch.Example.org", "https://watch.example.org"),
+    ],
+)
+def test_address_is_written_as_urls_have_it(tmp_path, variables, url):
+    (tmp_path / "hosts.yml").write_text(f"all: {{children: {{gateway: {{hosts: {{one: {{{variables}}}}}}}}}}}\n")
+    (tmp_path / "password").write_text("x")
+    target = verify_target.find(str(tmp_path / "hosts.yml"), password_file=tmp_path / "password")
+    assert (target.url, target.ingest) == (url, f"{url}:4318")
+
+
+def test_machine_itself_is_reached_under_an_address_that_others_reach_too():
+    addresses = subprocess.run(["hostname", "--all-ip-addresses"], capture_output=True, text=True, check=True).stdout
+    (name,) = verify_target.variables("inventory/local", "gateway", "watchpost_public_name")
+    assert name == (addresses.split() or ["localhost"])[0]
 
 
 def test_an_inventory_without_a_gateway_is_named(tmp_path):
@@ -574,3 +624,59 @@ def test_an_endpoint_that_is_not_in_the_registry_is_named(tmp_path):
     (tmp_path / "hosts.yml").write_text("gateway: {hosts: {one: {watchpost_endpoints: {gateway: {}}}}}\n")
     with pytest.raises(verify_target.TargetError, match="watchpost_endpoints has no 'https'"):
         verify_target.find(str(tmp_path / "hosts.yml"))
+
+
+# Prints what Ansible makes of two variables. In a process of its own: Ansible reads its environment once.
+RESOLVE = """
+import sys
+from watchpost.verify_target import TargetError, variables
+try:
+    print(*variables(sys.argv[1], "gateway", "watchpost_public_name", "slack_url"))
+except TargetError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.fixture(scope="module")
+def vaulted(tmp_path_factory):
+    """An inventory with one variable in a file, and another by itself, that Ansible Vault has encrypted."""
+    inventory = tmp_path_factory.mktemp("vaulted") / "inventory"
+    password = inventory.with_name("password")
+    password.write_text("correct horse")
+    (inventory / "group_vars/gateway").mkdir(parents=True)
+    (inventory / "hosts.yml").write_text("all: {children: {gateway: {hosts: {one: }}}}\n")
+    vault = ansible("ansible-vault", "encrypt", "--vault-password-file", str(password), "--output", "-")
+    (inventory / "group_vars/gateway/vault.yml").write_bytes(
+        subprocess.run(vault, input=b"watchpost_public_name: watch.example.org", capture_output=True, check=True).stdout
+    )
+    inline = subprocess.run(vault, input=b"https://hooks.example.org/x", capture_output=True, check=True).stdout
+    (inventory / "group_vars/gateway/main.yml").write_text(
+        "slack_url: !vault |\n" + "".join(f"  {line}\n" for line in inline.decode().splitlines())
+    )
+    return inventory
+
+
+def resolved(inventory, **environment):
+    command = [sys.executable, "-c", RESOLVE, str(inventory)]
+    without = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
+    return subprocess.run(command, cwd=PROJECT, env=without | environment, capture_output=True, text=True)
+
+
+def test_an_inventory_that_ansible_vault_has_encrypted_is_read(vaulted):
+    done = resolved(vaulted, ANSIBLE_VAULT_PASSWORD_FILE=str(vaulted.with_name("password")))
+    assert done.stdout == "watch.example.org https://hooks.example.org/x\n", done.stderr
+
+
+def test_the_vault_password_of_ansible_s_configuration_is_used(vaulted, tmp_path):
+    (tmp_path / "ansible.cfg").write_text(f"[defaults]\nvault_identity_list = lab@{vaulted.with_name('password')}\n")
+    done = resolved(vaulted, ANSIBLE_CONFIG=str(tmp_path / "ansible.cfg"))
+    assert done.stdout == "watch.example.org https://hooks.example.org/x\n", done.stderr
+
+
+@pytest.mark.parametrize("password", [None, "wrong", "/nowhere/password"])
+def test_a_vault_that_does_not_open_is_told_with_what_opens_it(vaulted, tmp_path, password):
+    (tmp_path / "wrong").write_text("wrong")
+    done = resolved(vaulted, **({"ANSIBLE_VAULT_PASSWORD_FILE": str(tmp_path / password)} if password else {}))
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"inventory {vaulted}: " in done.stderr
+    assert "ANSIBLE_VAULT_PASSWORD_FILE must name the file with the password" in done.stderr

@@ -85,7 +85,7 @@ def unseal(archive: Path, deployment: str, directory: Path, *, anyway: bool = Fa
             "take its own inventory, or say -e restore_anyway=true"
         )
     store = SecretStore(deployment)
-    plain = store.open(sealed, str(archive))
+    plain = store.unseal(sealed, str(archive))
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_private(directory / STATE.removesuffix(".vault"), plain)
     write_private(directory / SECRETS, secrets)

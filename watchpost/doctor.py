@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -25,9 +25,9 @@ from rich.console import Console
 from watchpost import verify_target
 from watchpost.options import Inventory, Json
 from watchpost.project import PROJECT, ansible
-from watchpost.verify import LINKS, USER_AGENT, Link, Run, State, follow
+from watchpost.verify import LINKS, USER_AGENT, Link, Run, State, askable, follow
 from watchpost.verify_grafana import Grafana
-from watchpost.verify_target import TargetError
+from watchpost.verify_target import TargetError, with_remedy
 
 PLAYBOOK = PROJECT / "playbooks" / "doctor.yml"
 DOCUMENT = "docs/doctor.md"
@@ -118,8 +118,8 @@ def look(inventory: str = "") -> Looked:
         )
         said = json.loads(done.stdout[done.stdout.index("{") :])
     except (OSError, ValueError) as error:
-        said = error if isinstance(error, OSError) else (done.stderr or done.stdout).strip()[-1000:]
-        raise LookError(f"{PLAYBOOK.name}: {said}") from error
+        said = str(error) if isinstance(error, OSError) else (done.stderr or done.stdout).strip()[-1000:]
+        raise LookError(f"{PLAYBOOK.name}: {with_remedy(said)}") from error
     return outcomes(said)
 
 
@@ -381,16 +381,6 @@ def _queues(host: str, facts: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 # --- signals ---
-
-
-def askable(components: Collection[str]) -> list[Link]:
-    """Return those of verify's links that have all their components here: without the application, few."""
-    here = {f"watchpost-{name.replace('_', '-')}" for name in components}
-    links: dict[str, Link] = {}
-    for link in LINKS:  # what a link needs stands before it
-        if here.issuperset(link.units) and links.keys() >= set(link.needs):
-            links[link.name] = link
-    return list(links.values())
 
 
 def signals(inventory: str, links: Sequence[Link], timeout: float, console: Console) -> list[Finding]:

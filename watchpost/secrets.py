@@ -1,8 +1,9 @@
 """A deployment's secrets: made once, kept in an Ansible-Vault file on the controller, rotated by number.
 
-The file is `$XDG_STATE_HOME/watchpost/<deployment>/secrets.yml` and holds `{name: {generation, value}}`. The vault's
-password is read from `$ANSIBLE_VAULT_PASSWORD_FILE`, or else from a file that is generated beside the user's other
-configuration, so `ansible-vault view` opens the secrets as well.
+The file is `$XDG_STATE_HOME/watchpost/<deployment>/secrets.yml` and holds `{name: {generation, value}}`. It is sealed
+with the password in `$ANSIBLE_VAULT_PASSWORD_FILE`, or else with one in a file that is generated beside the user's
+other configuration, so `ansible-vault view` opens it as well. Both are tried on it, and it stays sealed with the one
+that it was made with: the variable may be set later, for a vault in the inventory.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ import typer
 import yaml
 
 if TYPE_CHECKING:
-    from ansible.parsing.vault import VaultLib  # type: ignore[import-untyped]  # Ansible ships no types
+    from ansible.parsing.vault import VaultSecret  # type: ignore[import-untyped]  # Ansible ships no types
 
+#: A random value among the secrets that is none: the host is marked with it, and so knows the secrets again.
+MARK = "deployment_id"
 _SECRET_BYTES = 32  # of randomness; 43 characters as text
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -62,87 +65,149 @@ class SecretStore:
         """Refer to a deployment's file; nothing is read or made yet."""
         self.path = state_dir(deployment) / "secrets.yml"
 
-    def ensure(self, generations: Mapping[str, int]) -> tuple[dict[str, str], list[str]]:
+    def ensure(self, generations: Mapping[str, int], inventory: str = "") -> tuple[dict[str, str], list[str]]:
         """Return the value of each named secret, and the names of those made anew just now.
 
         A secret is made when it is missing or when its stored generation differs from the wanted one. Others in the
-        file are left alone. Only one process at a time may do this; a reader sees the old file or the new one.
+        file are left alone. Only one process at a time may do this; a reader sees the old file or the new one. An
+        `inventory` whose directory gave the deployment its name is noted, for `estranged`.
         """
         for name in generations:
             if not _NAME.fullmatch(name):
                 raise SecretsError(f"secret name {name!r}: use letters, digits, '.', '_' and '-' only")
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _locked(self.path.with_suffix(".lock")):
-            entries = self.read()
+            entries, password = self._open()
             made = [n for n, wanted in generations.items() if n not in entries or entries[n]["generation"] != wanted]
             for name in made:
                 entries[name] = {"generation": generations[name], "value": token_urlsafe(_SECRET_BYTES)}
             if made:
-                text = yaml.safe_dump(entries, sort_keys=True)
-                write_private(self.path, self.seal(text.encode()))
+                from ansible.parsing.vault import VaultLib
+
+                sealed = VaultLib().encrypt(yaml.safe_dump(entries, sort_keys=True), password)
+                write_private(self.path, sealed)
+            if Path(inventory).name == self.path.parent.name and inventory != _noted(self.path.parent):
+                write_private(self.path.parent / "inventory", inventory.encode())
         return {name: entries[name]["value"] for name in generations}, made
 
     def read(self) -> dict[str, Entry]:
         """Return every stored secret; none when nothing was ever stored."""
-        try:
-            sealed = self.path.read_bytes()
-        except FileNotFoundError:
-            return {}
-        content = yaml.safe_load(self.open(sealed, str(self.path)))
-        if not isinstance(content, dict):
-            raise SecretsError(f"{self.path} opens, but does not hold a mapping of secrets")
-        return content
+        return self._open()[0] if self.path.exists() else {}
 
     def seal(self, plain: bytes) -> bytes:
-        """Encrypt as `ansible-vault encrypt` does, with the vault's password; one is made if there is none."""
-        sealed: bytes = self._vault().encrypt(plain)
+        """Encrypt as `ansible-vault encrypt` does, with the password that seals the secrets."""
+        from ansible.parsing.vault import VaultLib
+
+        sealed: bytes = VaultLib().encrypt(plain, self._open()[1])
         return sealed
 
-    def open(self, sealed: bytes, name: str) -> bytes:
+    def unseal(self, sealed: bytes, name: str) -> bytes:
         """Decrypt what `seal` or `ansible-vault` has encrypted; `name` is what a SecretsError calls it."""
-        from ansible.errors import AnsibleError  # type: ignore[import-untyped]  # Ansible ships no types
+        return self._unseal(sealed, name)[0]
 
-        if not _password_file().exists():
-            raise SecretsError(f"the vault password file {_password_file()} is missing: put it back to open {name}")
-        try:
-            plain: bytes = self._vault().decrypt(sealed)
-        except AnsibleError as error:
-            raise SecretsError(
-                f"{name} does not open with the vault password in {_password_file()}: "
-                "point ANSIBLE_VAULT_PASSWORD_FILE at the one it was made with"
-            ) from error
-        return plain
+    def _open(self) -> tuple[dict[str, Entry], VaultSecret]:
+        """Return what is stored, and the password with which it is sealed, or will be."""
+        if not self.path.exists():
+            from ansible.parsing.vault import VaultSecret
 
-    def _vault(self) -> VaultLib:
+            return {}, VaultSecret(_password(_password_files(str(self.path), make=True)[0]))
+        text, password = self._unseal(self.path.read_bytes(), str(self.path))
+        content = yaml.safe_load(text)
+        if not isinstance(content, dict):
+            raise SecretsError(f"{self.path} opens, but does not hold a mapping of secrets")
+        return content, password
+
+    def _unseal(self, sealed: bytes, name: str) -> tuple[bytes, VaultSecret]:
+        """Return what is sealed, and the password that opens it."""
         # Ansible takes a quarter of a second to import: only when something is opened or sealed.
+        from ansible.errors import AnsibleError  # type: ignore[import-untyped]  # Ansible ships no types
         from ansible.parsing.vault import VaultLib, VaultSecret
 
-        return VaultLib([("default", VaultSecret(self._password()))])
-
-    def _password(self) -> bytes:
-        file = _password_file()
-        if not file.exists():
-            if "ANSIBLE_VAULT_PASSWORD_FILE" in os.environ:
-                raise SecretsError(f"the vault password file {file} is missing: ANSIBLE_VAULT_PASSWORD_FILE names it")
-            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with _locked(file.with_suffix(".lock")):
-                if not file.exists():
-                    write_private(file, f"{token_urlsafe(_SECRET_BYTES)}\n".encode())
-        if os.access(file, os.X_OK):  # as Ansible does: an executable is a script that prints the password
-            answer = subprocess.run([str(file)], stdout=subprocess.PIPE, check=False)
-            if answer.returncode:
-                raise SecretsError(f"the vault password script {file} exited with {answer.returncode}")
-            password = answer.stdout.strip()
-        else:
-            password = file.read_bytes().strip()
-        if not password:
-            raise SecretsError(f"the vault password file {file} is empty")
-        return password
+        files = _password_files(name)
+        passwords = [(str(file), VaultSecret(_password(file))) for file in files]
+        try:
+            text, _, password = VaultLib(passwords).decrypt_and_get_vault_id(sealed)
+        except AnsibleError as error:
+            raise SecretsError(
+                f"{name} does not open with the vault password in {' or '.join(map(str, files))}: "
+                "point ANSIBLE_VAULT_PASSWORD_FILE at the one it was made with"
+            ) from error
+        return text, password
 
 
-def _password_file() -> Path:
+def _password_files(name: str, *, make: bool = False) -> list[Path]:
+    """Return the files whose passwords may open what is called `name`, the one to seal new secrets with first."""
     named = os.environ.get("ANSIBLE_VAULT_PASSWORD_FILE")
-    return Path(named).expanduser() if named else _xdg("XDG_CONFIG_HOME", ".config") / "vault-password"
+    own = own_password_file()
+    files = [Path(named).expanduser()] if named else []
+    if make and not files and not own.exists():
+        own.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _locked(own.with_suffix(".lock")):
+            if not own.exists():
+                write_private(own, f"{token_urlsafe(_SECRET_BYTES)}\n".encode())
+    if not files or own.exists():
+        files.append(own)
+    if missing := [str(file) for file in files if not file.exists()]:
+        raise SecretsError(f"the vault password file {missing[0]} is missing: put it back to open {name}")
+    return files
+
+
+def estranged(deployment: str, mark: Mapping[str, str], inventory: str) -> str:
+    """Return why a host must not be given a deployment's secrets, and what to do; nothing when it may.
+
+    Otherwise a run from a second machine, or from an inventory that was renamed, would replace every secret of the
+    host, and two inventories whose directories have the same name would share theirs. `mark` is what the last run left
+    on the host, the deployment's name and its MARK; empty before the first run. `inventory` is the directory of the
+    host's inventory. Raises SecretsError.
+    """
+    home, store = state_dir(deployment), SecretStore(deployment)
+    own = store.read().get(MARK)
+    if not mark:
+        noted = _noted(home)
+        if own is None or inventory == noted or not Path(noted or "/nowhere").is_dir():
+            return ""
+        return (
+            f"the host is new, and the secrets of deployment {deployment} are those of another inventory, {noted}; "
+            f"set watchpost_deployment in {inventory} to a name of its own"
+        )
+    if own and own["value"] == mark["id"]:
+        return ""
+    name = mark["deployment"]
+    rename = f"set watchpost_deployment: {name}" if name != deployment else ""
+    if rename and SecretStore(name).path.exists():
+        return f"the host has the secrets of deployment {name}, and this inventory is of {deployment}; {rename}"
+    aside = f"move {home} away, which is of another host, and " if own and not rename else ""
+    return (
+        f"the host has secrets of deployment {name} that this machine does not know, and a run would replace all of "
+        f"them; {aside}copy {state_dir(name)} and {own_password_file()} from the machine that ran site.yml before"
+        + (f", and {rename}" if rename else "")
+    )
+
+
+def _noted(home: Path) -> str:
+    """Return the inventory from which the deployment has its name; nothing when it has it from elsewhere."""
+    try:
+        return (home / "inventory").read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def _password(file: Path) -> bytes:
+    if os.access(file, os.X_OK):  # as Ansible does: an executable is a script that prints the password
+        answer = subprocess.run([str(file)], stdout=subprocess.PIPE, check=False)
+        if answer.returncode:
+            raise SecretsError(f"the vault password script {file} exited with {answer.returncode}")
+        password = answer.stdout.strip()
+    else:
+        password = file.read_bytes().strip()
+    if not password:
+        raise SecretsError(f"the vault password file {file} is empty")
+    return password
+
+
+def own_password_file() -> Path:
+    """Return the file with the vault password that is made when the user names none."""
+    return _xdg("XDG_CONFIG_HOME", ".config") / "vault-password"
 
 
 @contextmanager
@@ -202,13 +267,14 @@ app = typer.Typer(help="Make, rotate and show the secrets of a deployment.", no_
 def ensure(
     deployment: Annotated[str, typer.Option(help="The installation they belong to.")],
     generations: Annotated[str, typer.Option(help="JSON: name to generation; a changed number rotates.")],
+    named_by: Annotated[str, typer.Option(help="The inventory's directory, which may have given the name.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print {name: value}: for Ansible, which hides it.")] = False,
 ) -> None:
     """Make the secrets that are missing or whose generation number changed."""
     with _told():
         store = SecretStore(deployment)
         wanted = _generations(generations)
-        values, made = store.ensure(wanted)
+        values, made = store.ensure(wanted, named_by)
     for name in made:
         sys.stderr.write(f"Made {name} (generation {wanted[name]}).\n")
     if as_json:

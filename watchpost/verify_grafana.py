@@ -80,6 +80,12 @@ class Grafana:
     def login(self, user: str, password: str) -> None:
         """Open a session; the cookie stays in the HTTP client."""
         answer = self.client.post(f"{self.base}/login", json={"user": user, "password": password})
+        if answer.status_code in (400, 401):  # Grafana says the same of a wrong password and of a lock
+            raise AskError(
+                "grafana",
+                f"{user} is not let in with the stored password: it was changed in Grafana (site.yml sets it again), "
+                "or too many wrong ones came from this address (wait five minutes)",
+            )
         self.object_of("grafana", answer)
 
     def trace(self, trace_id: str, start: float = 0, end: float = 0) -> list[Span]:

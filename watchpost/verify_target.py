@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ class Target:
     ca: Path | None  # trusted beside the system's own authorities
     ingest: str = ""  # where OTLP over HTTP is taken; empty when no inventory was read
     token: str = ""  # what is said there
+    components: frozenset[str] | None = None  # what it runs; unknown when no inventory was read
 
     def reached_at(self, ingest: str) -> Target:
         """Return the same appliance with another OTLP endpoint."""
@@ -71,9 +73,9 @@ def find(
 
     Raises TargetError when something is missing, naming it.
     """
-    ingest = ""
+    ingest, components = "", None
     if not url or not (deployment or (ca and password_file)):
-        found_url, ingest, found_deployment = _from_inventory(inventory)
+        found_url, ingest, found_deployment, components = _from_inventory(inventory)
         url = url or found_url
         deployment = deployment or found_deployment
     url = _https("--url", url)
@@ -81,7 +83,8 @@ def find(
         fetched = _state(deployment) / "ca.crt"
         ca = fetched if fetched.exists() else None  # a gateway with a public certificate needs none
     entries = _secrets(deployment) if deployment and not password_file else {}
-    return Target(url, _password(deployment, entries, password_file), ca, ingest, entries.get(TOKEN, ""))
+    password = _password(deployment, entries, password_file)
+    return Target(url, password, ca, ingest, entries.get(TOKEN, ""), components)
 
 
 def open_to_all(url: str, ca: Path | None = None) -> Target:
@@ -135,35 +138,41 @@ def _password(deployment: str, entries: dict[str, str], file: Path | None) -> st
             raise TargetError(f"--password-file: {error}") from error
     if PASSWORD not in entries:
         raise TargetError(
-            f"deployment {deployment!r} has no {PASSWORD} on this machine: "
-            "run site.yml from here first, or give --deployment or --password-file"
+            f"deployment {deployment!r} has no {PASSWORD} on this machine: run site.yml, or where another machine has "
+            f"done so, copy {_state(deployment)} and {secrets.own_password_file()} from there; "
+            "or give --deployment or --password-file"
         )
     return entries[PASSWORD]
 
 
-def _from_inventory(inventory: str) -> tuple[str, str, str]:
-    """Return the gateway's URL, that of OTLP over HTTP and the deployment's name."""
-    names = ("watchpost_public_name", "watchpost_endpoints", "watchpost_deployment")
-    name, endpoints, deployment = variables(inventory, "gateway", *names)
+def _from_inventory(inventory: str) -> tuple[str, str, str, frozenset[str]]:
+    """Return the gateway's URL, that of OTLP over HTTP, the deployment's name, and the components that have a host."""
+    names = ("watchpost_public_host", "watchpost_endpoints", "watchpost_deployment", "groups")
+    host, endpoints, deployment, groups = variables(inventory, "gateway", *names)
     try:
         port, ingest = (
             int(endpoints[of][at]["port"]) for of, at in (("gateway", "https"), ("otel_collector", "ingest_http"))
         )
     except KeyError as error:
         raise TargetError(f"watchpost_endpoints has no {error}") from error
-    return f"https://{name}" + ("" if port == 443 else f":{port}"), f"https://{name}:{ingest}", str(deployment)
+    url = f"https://{host}" + ("" if port == 443 else f":{port}")
+    components = frozenset(component for component in endpoints if groups.get(component))
+    return url, f"https://{host}:{ingest}", str(deployment), components
 
 
 def variables(inventory: str, group: str, *names: str) -> list[Any]:
     """Return the values of variables for a group's first host, as Ansible itself resolves them.
 
-    Without an inventory ansible.cfg's is read. Raises TargetError naming the inventory and what is wrong with it.
+    Without an inventory ansible.cfg's is read. What Ansible Vault has encrypted opens with the passwords that Ansible's
+    own settings name. Raises TargetError naming the inventory and what is wrong with it.
     """
     # Ansible takes a third of a second to import: only when an inventory is read.
     from ansible import constants  # type: ignore[import-untyped]  # Ansible ships no types
+    from ansible.cli import CLI  # type: ignore[import-untyped]
     from ansible.errors import AnsibleError  # type: ignore[import-untyped]
     from ansible.inventory.manager import InventoryManager  # type: ignore[import-untyped]
     from ansible.parsing.dataloader import DataLoader  # type: ignore[import-untyped]
+    from ansible.parsing.vault import VaultSecretsContext  # type: ignore[import-untyped]
     from ansible.plugins.loader import init_plugin_loader  # type: ignore[import-untyped]
     from ansible.template import Templar  # type: ignore[import-untyped]
     from ansible.vars.manager import VariableManager  # type: ignore[import-untyped]
@@ -175,6 +184,13 @@ def variables(inventory: str, group: str, *names: str) -> list[Any]:
         init_plugin_loader()
         loader = DataLoader()
         loader.set_basedir(str(PROJECT))  # group_vars/ lies beside the playbook
+        CLI.setup_vault_secrets(
+            loader,
+            list(constants.DEFAULT_VAULT_IDENTITY_LIST),
+            ask_vault_pass=constants.DEFAULT_ASK_VAULT_PASS,
+            auto_prompt=False,
+            initialize_context=VaultSecretsContext.current(optional=True) is None,  # which can be done once
+        )
         hosts = InventoryManager(loader, sources=sources)
         members = hosts.get_hosts(group)
         if not members:
@@ -183,4 +199,14 @@ def variables(inventory: str, group: str, *names: str) -> list[Any]:
         resolve = Templar(loader, variables=given).template
         return [resolve(given[name]) for name in names]
     except (AnsibleError, KeyError) as error:
-        raise TargetError(f"inventory {', '.join(sources)}: {error}") from error
+        raise TargetError(f"inventory {', '.join(sources)}: {with_remedy(str(error))}") from error
+
+
+def with_remedy(said: str) -> str:
+    """Return Ansible's words; where they are about a vault that does not open, with what opens it."""
+    if not re.search("vault (password|secret)", said):
+        return said
+    return (
+        f"{said.rstrip('.')}. ANSIBLE_VAULT_PASSWORD_FILE must name the file with the password of the inventory's "
+        "vault, or ANSIBLE_ASK_VAULT_PASS=1 has you asked for it"
+    )

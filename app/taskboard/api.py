@@ -11,11 +11,13 @@ from typing import Any
 from flask import Blueprint, Response, current_app, jsonify, request, url_for
 from opentelemetry import trace
 from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 from werkzeug.exceptions import NotFound
 
+from taskboard import database
 from taskboard.models import NOTES_LENGTH, TITLE_LENGTH, State, Task
-from taskboard.problems import FieldError, InvalidInput
+from taskboard.problems import FieldError, InsufficientStorage, InvalidInput
 
 logger = logging.getLogger(__name__)
 blueprint = Blueprint("tasks", __name__, url_prefix="/api/tasks")
@@ -28,10 +30,18 @@ MAX_ID = 2**63 - 1
 
 @contextmanager
 def session() -> Iterator[Session]:
-    """Open a transaction: committed at the end of the block, rolled back by an exception."""
+    """Open a transaction: committed at the end of the block, rolled back by an exception.
+
+    Raises InsufficientStorage when there is no room for what was written.
+    """
     factory: sessionmaker[Session] = current_app.extensions["taskboard.session"]
-    with factory.begin() as opened:
-        yield opened
+    try:
+        with factory.begin() as opened:
+            yield opened
+    except OperationalError as error:
+        if database.is_full(error):
+            raise InsufficientStorage from error
+        raise
 
 
 def find(opened: Session, task_id: int) -> Task:

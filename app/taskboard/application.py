@@ -32,7 +32,7 @@ def create_app(settings: Settings) -> Flask:
     """Make the application. The database's schema must be there already: see `taskboard.database.migrate`."""
     app = Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
-    engine = database.connect(settings.database_url)
+    engine = database.connect(settings.database_url, max_mib=settings.max_mib)
     app.extensions["taskboard.session"] = sessionmaker(engine, expire_on_commit=False)
     problems.register(app)
     app.register_blueprint(api.blueprint)

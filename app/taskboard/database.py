@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 from pathlib import Path
 
 import sqlalchemy
@@ -12,6 +13,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, Pool, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 logger = logging.getLogger(__name__)
@@ -24,9 +26,10 @@ MIGRATION_SECONDS = 60
 MIGRATION_LOCK = 7305
 
 
-def connect(url: URL, poolclass: type[Pool] | None = None) -> Engine:
+def connect(url: URL, poolclass: type[Pool] | None = None, max_mib: int | None = None) -> Engine:
     """Make the engine. Called when the application starts, so that `opentelemetry-instrument` is there before it.
 
+    `max_mib` is how large a SQLite database may become through it, in MiB. What finds no room fails: see `is_full`.
     The engine is looked up in `sqlalchemy` at call time: that is the name which the instrumentation replaces.
     """
     sqlite = url.get_backend_name() == "sqlite"
@@ -43,10 +46,21 @@ def connect(url: URL, poolclass: type[Pool] | None = None) -> Engine:
     if sqlite:
 
         @event.listens_for(engine, "connect")
-        def readers_do_not_wait_for_writers(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
-            connection.cursor().execute("PRAGMA journal_mode=WAL")
+        def set_up(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+            cursor = connection.cursor()
+            cursor.execute("PRAGMA journal_mode=WAL")  # readers do not wait for writers
+            if max_mib:
+                cursor.execute("PRAGMA page_size")
+                [(page_size,)] = cursor.fetchall()
+                cursor.execute(f"PRAGMA max_page_count={max_mib * 2**20 // page_size}")
 
     return engine
+
+
+def is_full(error: OperationalError) -> bool:
+    """Tell whether a statement failed for lack of room: the database's own limit is reached, or its disk is full."""
+    disk_full = getattr(error.orig, "sqlstate", "") == "53100"  # PostgreSQL's
+    return disk_full or getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
 
 
 def migrate(url: URL) -> None:

@@ -30,6 +30,16 @@ class InvalidInput(Exception):
         self.errors = errors
 
 
+class InsufficientStorage(HTTPException):
+    """Nothing more can be stored."""
+
+    code = 507
+    description = (
+        "There is no room for more. Delete tasks that are no longer needed; who runs this can give it more "
+        "(TASKBOARD_MAX_MIB; with Watchpost: the variable taskboard_max_mib)."
+    )
+
+
 def trace_id() -> str | None:
     """Return the present trace's id as 32 hex digits, or None outside a trace."""
     context = trace.get_current_span().get_span_context()

@@ -13,12 +13,15 @@ from sqlalchemy.exc import ArgumentError
 from taskboard import faults
 
 DATABASE_URL = "TASKBOARD_DATABASE_URL"
+#: How large a SQLite database may become, in MiB.
+MAX_MIB = "TASKBOARD_MAX_MIB"
 VERSION = "TASKBOARD_VERSION"
 #: Path of a JSON file, see `taskboard.faults`.
 FAULTS = "TASKBOARD_FAULTS"
 #: The database's password: a file of this name below $CREDENTIALS_DIRECTORY, where systemd puts what it is to keep.
 PASSWORD_CREDENTIAL = "database_password"  # noqa: S105 - a file's name
 
+LARGEST_MIB = 10**6
 POSTGRESQL = "postgresql+psycopg"
 SQLITE_EXAMPLE = f"for example {DATABASE_URL}=sqlite:////var/lib/taskboard/tasks.db (four slashes)"
 POSTGRESQL_EXAMPLE = f"for example {DATABASE_URL}={POSTGRESQL}://taskboard@127.0.0.1/taskboard"
@@ -33,6 +36,8 @@ class Settings:
     """Everything that differs between two installations."""
 
     database_url: URL
+    #: What a SQLite database may take on the disk, in MiB. PostgreSQL has limits of its own.
+    max_mib: int = 100
     #: What /version answers: the deployed artifact's version, by which a deploy proves that the new code runs.
     version: str = "development"
     faults: tuple[faults.Fault, ...] = ()
@@ -46,9 +51,16 @@ class Settings:
             raise SettingsError(f"{FAULTS}: {error}") from None
         return cls(
             database_url=database_url(environment.get(DATABASE_URL, ""), _password(environment)),
+            max_mib=_max_mib(environment.get(MAX_MIB) or str(cls.max_mib)),
             version=environment.get(VERSION) or cls.version,
             faults=switched_on,
         )
+
+
+def _max_mib(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= LARGEST_MIB):
+        raise SettingsError(f"{MAX_MIB} is {text!r}; it must be a whole number from 1 to {LARGEST_MIB}")
+    return int(text)
 
 
 def _password(environment: Mapping[str, str]) -> str | None:

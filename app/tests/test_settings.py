@@ -122,6 +122,12 @@ def test_faults_that_cannot_be_read_are_refused(tmp_path):
         read(DATABASE_URL="sqlite:////srv/tasks.db", FAULTS=str(tmp_path / "none.json"))
 
 
+@pytest.mark.parametrize("size", ["0", "-1", "1.5", "²", "many", "1000001"])
+def test_size_that_means_nothing_is_refused(size):
+    with pytest.raises(SettingsError, match="TASKBOARD_MAX_MIB is"):
+        read(DATABASE_URL="sqlite:////srv/tasks.db", MAX_MIB=size)
+
+
 def test_absolute_path_is_taken():
     settings = read(DATABASE_URL="sqlite:////srv/tasks.db", VERSION="1.2")
     assert settings.database_url.database == "/srv/tasks.db"

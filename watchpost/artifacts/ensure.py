@@ -80,10 +80,13 @@ class Ensurer:
 
     def _serves(self, name: str, entry: Entry) -> bool:
         component = self.catalogue[name]
+        recipe = entry.record.recipe
         if entry.record.source == "source" and component.source:
             recipe = gobuild.recipe_digest(name, entry.key.version, self.os_arch, component.source, self._wrappers)
-            if entry.record.recipe != recipe:
-                return False
+        elif entry.record.source == "release" and component.release:
+            recipe = release.recipe_digest(component.release)
+        if entry.record.recipe != recipe:
+            return False
         if component.wheelhouse and self.source is not Source.mirror:
             return True  # it has no upstream: this checkout is its only source
         return self.source is Source.auto or entry.record.source == self.source
@@ -113,7 +116,10 @@ class Ensurer:
         remembered = release.Remembered(self.cache / "release-checksums.json")
         with self.store.scratch(name) as work, step(f"{name} {key.version}: fetching the release"):
             tree, url = release.fetch(key, spec, work, self.downloader, remembered)
-            return self.store.pack(key, tree, lambda digest: Record(sha256=digest, source="release", origin=url))
+            recipe = release.recipe_digest(spec)
+            return self.store.pack(
+                key, tree, lambda digest: Record(sha256=digest, source="release", origin=url, recipe=recipe)
+            )
 
     def _from_mirror(self, name: str) -> Entry:
         mirror = Mirror(self.mirror, self.downloader)

@@ -6,6 +6,7 @@ file from the first time; else, that first time, by the checksums that upstream 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from urllib.parse import urlsplit, urlunsplit
 from watchpost.artifacts.catalogue import Release
 from watchpost.artifacts.download import Downloader
 from watchpost.artifacts.errors import ArtifactError, ChecksumMismatch
-from watchpost.artifacts.store import Key, sha256
+from watchpost.artifacts.store import Key, extract, sha256
 
 #: An https origin (`https://host:port`) that is asked in place of github.com and dl.grafana.com, with the same paths.
 ORIGIN_VARIABLE = "WATCHPOST_RELEASE_ORIGIN"
@@ -85,6 +86,11 @@ def fetch(key: Key, release: Release, work: Path, downloader: Downloader, rememb
     return unpack(file, {fill(k, key): v for k, v in release.take.items()}, work), url
 
 
+def recipe_digest(release: Release) -> str:
+    """Return a digest of what is taken from a release's file, so that a changed catalogue takes it anew."""
+    return hashlib.sha256(json.dumps(release.take, sort_keys=True).encode()).hexdigest()
+
+
 def published(text: str, file: str, where: str) -> str:
     """Find a file's digest in a checksum file: lines of `<digest>  <file>`, or one bare digest."""
     lines = [line.split() for line in text.splitlines() if line.strip()]
@@ -97,15 +103,6 @@ def published(text: str, file: str, where: str) -> str:
     raise ArtifactError(f"{where} has no SHA-256 of {file}")
 
 
-def _inside(packed: tarfile.TarFile) -> list[tarfile.TarInfo]:
-    """Return an archive's plain files and folders; refuse a path that leads outside."""
-    members = [member for member in packed.getmembers() if member.isfile() or member.isdir()]
-    for member in members:
-        if member.name.startswith("/") or ".." in Path(member.name).parts:
-            raise tarfile.TarError(f"the path {member.name} leads outside")
-    return members
-
-
 def unpack(file: Path, take: dict[str, str], work: Path) -> Path:
     """Take from an archive (tar or zip) what the catalogue names, into the store's form."""
     everything, tree = work / "unpacked", work / "tree"
@@ -114,11 +111,7 @@ def unpack(file: Path, take: dict[str, str], work: Path) -> Path:
             with zipfile.ZipFile(file) as packed:
                 packed.extractall(everything)  # noqa: S202  # drops leading slashes and .. by itself
         else:
-            with tarfile.open(file) as packed_tar:
-                if hasattr(tarfile, "data_filter"):
-                    packed_tar.extractall(everything, filter="data")  # refuses paths and links that lead outside
-                else:  # Debian 12's Python has no filters
-                    packed_tar.extractall(everything, members=_inside(packed_tar))  # noqa: S202
+            extract(file, everything)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
         raise ArtifactError(f"{file.name} cannot be unpacked: {error}") from error
     for pattern, path in take.items():

@@ -71,7 +71,7 @@ class Record(BaseModel):
     source: Literal["release", "mirror", "source"]
     #: The URL it came from, or what it was built from.
     origin: str
-    #: Digest of everything that decides what a build from source makes; empty for the other sources.
+    #: Digest of everything that decides what is made of sources, or of a release's file; empty for a mirror's.
     recipe: str = ""
 
 
@@ -148,6 +148,26 @@ class Store:
             for left in self._scratch.glob(f"{component}-*"):
                 shutil.rmtree(left, ignore_errors=True)  # what cannot go now is tried again next time
             yield
+
+
+def extract(archive: Path, directory: Path, only: str = "") -> None:
+    """Unpack a tar archive's plain files and folders, or one file alone, with their permissions, as whoever asks.
+
+    Links and devices are left out. Not by `tarfile`'s own ways, which ask for a filter: Debian 12's Python has none.
+    Raises TarError when a path leads outside, and KeyError when the one file is not there.
+    """
+    with tarfile.open(archive) as packed:
+        for member in [packed.getmember(only)] if only else packed:
+            path = directory / member.name
+            if not path.resolve().is_relative_to(directory.resolve()):
+                raise tarfile.TarError(f"the path {member.name} leads outside")
+            if member.isdir():
+                path.mkdir(parents=True, exist_ok=True)
+            elif member.isfile() and (content := packed.extractfile(member)):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("wb") as file:
+                    shutil.copyfileobj(content, file)
+                path.chmod(member.mode & 0o777)
 
 
 def record_path(archive: Path) -> Path:

@@ -25,6 +25,7 @@ from rich.table import Table
 from watchpost import __version__, verify_target
 from watchpost.ledger import Ledger, Run, Sent, percentile
 from watchpost.options import RUN, Inventory, Json, RunDirectory
+from watchpost.verify import SERVICE
 from watchpost.verify_target import TargetError
 
 LEDGER = "ledger.jsonl"
@@ -212,7 +213,9 @@ def traffic(
     ca: Annotated[Path | None, typer.Option(help="A CA certificate to trust; default: the deployment's own.")] = None,
     run: RunDirectory = RUN,
     creates: Annotated[int, typer.Option(min=1, max=100_000, help="Tasks to create.")] = 120,
-    rate: Annotated[float, typer.Option(min=0.1, max=1000, help="Requests a second.")] = 20,
+    rate: Annotated[
+        float, typer.Option(min=0.1, max=1000, help="Requests a second; the gateway slows down to gateway_rate.")
+    ] = 20,
     people: Annotated[int, typer.Option(min=1, max=64, help="How many work at once, each on their own tasks.")] = 4,
     seconds: Annotated[float, typer.Option(min=0, max=86400, help="Go on for at least so long.")] = 0,
     mix: Annotated[
@@ -235,6 +238,8 @@ def traffic(
     try:
         # A password of Grafana is not needed to make requests: whoever names the URL needs no deployment here.
         target = verify_target.find(inventory) if not url else verify_target.open_to_all(url, ca)
+        if target.components is not None and SERVICE not in target.components:
+            raise TargetError("the inventory has no host in the group taskboard, so there is nothing to use")
         headers = {"User-Agent": USER_AGENT}
         with httpx.Client(
             base_url=target.url, verify=target.trust(), headers=headers, timeout=LIMIT, trust_env=False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import tarfile
 import tempfile
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from watchpost.artifacts.catalogue import load
 from watchpost.artifacts.ensure import Ensurer
 from watchpost.artifacts.errors import ArtifactError
 from watchpost.artifacts.gobuild import host_os_arch
-from watchpost.artifacts.store import cache_dir
+from watchpost.artifacts.store import cache_dir, extract
 from watchpost.slo import rules, spec
 
 PROGRAM = "bin/promtool"
@@ -36,8 +35,7 @@ def problems(objectives: spec.Objectives) -> list[str]:
     if entry is None:
         raise PromtoolMissing
     with tempfile.TemporaryDirectory() as scratch:
-        with tarfile.open(entry.path) as archive:
-            archive.extract(PROGRAM, scratch, filter="data")
+        extract(entry.path, Path(scratch), PROGRAM)
         groups = [{"name": field, "rules": [{"record": "checked", "expr": expr}]} for field, expr in queries]
         file = Path(scratch) / "rules.yml"
         file.write_text(json.dumps({"groups": groups}))  # JSON is YAML

@@ -16,6 +16,7 @@ Recorded, each with the labels `slo` and `service` (W is one of `WINDOWS`, or th
     slo:error_ratio:rateW         bad events / events over W; 0 without traffic
     slo:burn_rate:ratioW          how many times as fast as allowed the budget is spent; 1 spends it in one window
     slo:objective:ratio           what was promised, such as 0.99
+    slo:window:days               how far back the budget looks, such as 30
     slo:budget_left:ratio         share of the error budget that is left; 1 is untouched, below 0 is overspent
     slo:time_to_exhaustion:seconds   until nothing is left at the last hour's burn rate; absent while nothing burns
     slo:latency_seconds:p95       95th percentile over 5 minutes, of latency objectives; absent without traffic
@@ -285,7 +286,7 @@ class _Rules:
             }
 
     def _budget(self) -> Iterator[Rule]:
-        """Record what was promised, what is left of the budget, and how long that will do.
+        """Record what was promised and over how many days, what is left of the budget, and how long that will do.
 
         budget left = 1 - bad events / (events * (1 - objective)) = 1 - burn rate over the objective's window
         [budget: the budget of a window is (1 - objective) * its events]
@@ -295,6 +296,7 @@ class _Rules:
         what is spent only, not at what leaves the window meanwhile: the worst case. 0 when nothing is left.
         """
         yield {"record": "slo:objective:ratio", "expr": f"vector({number(self.slo.objective)})"}
+        yield {"record": "slo:window:days", "expr": f"vector({number(self._seconds(self.own) / DAY)})"}
         yield {"record": "slo:budget_left:ratio", "expr": f"1 - {self._of(f'slo:burn_rate:ratio{self.own}')}"}
         yield {
             "record": "slo:time_to_exhaustion:seconds",

@@ -4,6 +4,7 @@ import datetime
 import functools
 import json
 import os
+import random
 import secrets
 import subprocess
 import sys
@@ -12,16 +13,20 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
-from conftest import PKI, PROJECT, asker, run_playbook, unit_name, wait_until
+from conftest import ENDPOINTS, PKI, PROJECT, asker, run_playbook, unit_name, wait_until
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from otlp import JSON, Probe
 
+from drills.harness import READY_SECONDS, Appliance, Drill, Outcome, forwarded, through
+from watchpost.testhost import Host
+
 AGENT, APPLIANCE = "molecule-agent-other", "molecule-agent-appliance"
 #: `host` is the agent's host in this file.
 testinfra_hosts = [f"ansible://{AGENT}"]
+SKIPPED = 10  # lines, at most, by an agent that is stopped while its queue is full (docs/pipeline.md)
 SECONDS = 90  # for telemetry to arrive: agent's and Collector's batches, an exporter that tries again after an outage
 wait_for = functools.partial(wait_until, seconds=SECONDS)
 
@@ -50,7 +55,7 @@ def lines(stores):
     """The lines that Loki has for a query, each with its labels."""
 
     def lines(query):
-        found = stores("loki", "/loki/api/v1/query_range", query=query, since="1h", limit=1000)
+        found = stores("loki", "/loki/api/v1/query_range", query=query, since="1h", limit=5000)
         return [(line, stream["stream"]) for stream in found["data"]["result"] for _, line in stream["values"]]
 
     return lines
@@ -87,6 +92,17 @@ def test_agent_tells_of_itself(stores):
     wait_for(lambda: stores("prometheus", "/api/v1/query", query=query)["data"]["result"])
 
 
+def test_memory_of_each_is_held_against_its_own_limit(stores):
+    def limits():
+        found = stores("prometheus", "/api/v1/query", query="watchpost:otelcol_memory_limit:bytes")["data"]["result"]
+        return {(one["metric"]["job"], one["metric"]["instance"]): int(one["value"][1]) >> 20 for one in found}
+
+    wait_for(limits)
+    assert limits() == {("otel_collector", APPLIANCE): 512, ("agent", AGENT): 256}
+    ratio = "job_instance:otelcol_process_heap:ratio"
+    wait_for(lambda: len(stores("prometheus", "/api/v1/query", query=ratio)["data"]["result"]) == 2)
+
+
 def test_journal_line_is_found_by_its_unit_its_level_and_its_host(host, lines):
     token = secrets.token_hex(8)
     host.check_output("systemd-run --quiet --wait --unit=molecule-probe sh -c %s", f"echo '<4>careful {token}' >&2")
@@ -104,6 +120,28 @@ def test_line_of_no_unit_is_found_by_the_name_it_goes_by(host, lines):
     assert (line, labels["detected_level"]) == (f"hello {token}", "error")
 
 
+#: Runs on the host: says lines of so many characters to the journal itself, the last of them in colour.
+TO_THE_JOURNAL = """
+import socket, sys
+journal = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+journal.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+token, *sizes = sys.argv[1:]
+for number, size in enumerate(map(int, sizes)):
+    message = f"{token} {number} ".ljust(size, "x") + ("\\33[0m" if number + 1 == len(sizes) else "")
+    entry = f"SYSLOG_IDENTIFIER=wordy\\nPRIORITY=6\\nMESSAGE={message}\\n"
+    journal.sendto(entry.encode(), "/run/systemd/journal/socket")
+"""
+
+
+def test_long_line_and_one_in_colour_are_as_they_were_said(host, lines):
+    token = secrets.token_hex(8)
+    host.check_output("systemd-run --quiet --scope python3 -c %s %s 4000 5000 200000 99", TO_THE_JOURNAL, token)
+    wait_for(lambda: len(lines(f'{{service_name="wordy"}} |= "{token}"')) == 4)
+    found = sorted(line for line, _ in lines(f'{{service_name="wordy"}} |= "{token}"'))
+    assert [len(line) for line in found] == [4000, 5000, 200_000, 103]
+    assert found[3].endswith("x\33[0m")
+
+
 def test_span_of_a_program_of_the_host_arrives(host, stores):
     probe = Probe()
     send_span(host, probe, "work")
@@ -114,14 +152,196 @@ def test_span_of_a_program_of_the_host_arrives(host, stores):
     assert attributes["deployment.environment.name"] == {"stringValue": "test"}, "a program's own word was overwritten"
 
 
+#: Runs on the host: logs records of so many characters one after the other, and tells how each request was answered.
+RECORDS = """
+import http.client, json, ssl, sys, time
+ca, port, service, token, *sizes = sys.argv[1:]
+context, statuses = ssl.create_default_context(cafile=ca), []
+for number, size in enumerate(map(int, sizes)):
+    body = {"stringValue": f"{token} {number} ".ljust(size, "x")}
+    said = {"resource": {"attributes": [{"key": "service.name", "value": {"stringValue": service}}]},
+            "scopeLogs": [{"logRecords": [{"timeUnixNano": str(time.time_ns()), "body": body}]}]}
+    connection = http.client.HTTPSConnection("127.0.0.1", int(port), context=context, timeout=30)
+    connection.request("POST", "/v1/logs", json.dumps({"resourceLogs": [said]}), {"Content-Type": "application/json"})
+    statuses.append(connection.getresponse().status)
+print(json.dumps(statuses))
+"""
+
+
+def send_records(host, service, token, *sizes):
+    """Return the statuses that the agent answers with."""
+    port = str(ENDPOINTS["agent"]["otlp_http"]["port"])
+    command = " ".join(["python3 -c %s %s %s %s %s", *map(str, sizes)])
+    return json.loads(host.check_output(command, RECORDS, f"{PKI}/ca.crt", port, service, token))
+
+
+def test_record_is_delivered_or_refused_however_long_it_is(host, lines):
+    """What is too long for a batch its exporter would drop after it was acknowledged, with what waits beside it."""
+    token = secrets.token_hex(8)
+    statuses = send_records(host, "long", token, 9, 2_000_000, 9, 2_500_000, 9)
+    assert statuses[1] == 200, "two million bytes are not too long"
+    taken = {number for number, status in enumerate(statuses) if status == 200}
+
+    def found():
+        return {int(line.split()[1]) for line, _ in lines(f'{{service_name="long"}} |= "{token}"')}
+
+    wait_for(lambda: found() >= taken)
+    assert found() == taken, statuses
+
+
+#: Runs on the host: says numbered lines for twenty seconds, fewer than journald takes of one service.
+COUNT = """
+import sys, time
+for number in range(4000):
+    print(sys.argv[1], number, flush=True)
+    time.sleep(0.005)
+"""
+
+
+def ready(host):
+    """Wait until the agent is ready, at most as long as anything here may take."""
+    wait_until(lambda: asker(host)("agent", "health").status == 200, READY_SECONDS)
+
+
+def kill(host):
+    host.check_output("systemctl kill --signal=KILL %s", unit_name("agent"))  # which starts again
+    ready(host)
+
+
+def numbers(lines, service, token):
+    """The numbers of the lines that came."""
+    return {int(line.split()[1]) for line, _ in lines(f'{{service_name="{service}"}} |= "{token}"')}
+
+
+@pytest.fixture
+def counting(host):
+    """A service that says numbered lines, each with this token."""
+    token = secrets.token_hex(8)
+    host.check_output("systemd-run --quiet --unit=molecule-count python3 -c %s %s", COUNT, token)
+    yield token
+    host.run("systemctl stop molecule-count")
+
+
+def test_no_line_of_the_journal_is_skipped_by_an_agent_that_is_killed_while_it_reads(host, counting, lines):
+    for _ in range(3):
+        assert host.service("molecule-count").is_running, "there is nothing to read any more"
+        kill(host)
+    wait_for(lambda: len(numbers(lines, "molecule-count", counting)) == 4000)
+
+
+@pytest.fixture
+def refusing(host, appliance):
+    """An agent whose queue of logs is full, as the appliance is away; which comes back by calling this."""
+    appliance.check_output("systemctl stop %s", unit_name("otel_collector"))
+    back = functools.partial(appliance.check_output, "systemctl start %s", unit_name("otel_collector"))
+    try:
+        sizes = [900_000] * 10 + [90_000] * 10 + [9000] * 10 + [900] * 10 + [9] * 10
+        statuses = send_records(host, "filler", "filler", *sizes)
+        assert statuses[-1] == 503, statuses
+        yield back
+    finally:
+        back()
+
+
+def test_no_line_of_the_journal_is_skipped_by_an_agent_that_is_killed_while_it_refuses(host, counting, refusing, lines):
+    for _ in range(2):
+        kill(host)
+        time.sleep(1)  # for the agent to have taken up what it then waits with
+    refusing()
+    wait_for(lambda: len(numbers(lines, "molecule-count", counting)) == 4000)
+
+
+def test_agent_that_is_stopped_while_it_refuses_skips_few_lines(host, refusing, lines):
+    token = secrets.token_hex(8)
+    say(host, f"for n in $(seq 300); do logger --tag stopped {token} $n; done")
+    time.sleep(1)  # for the agent to have taken up what it then waits with
+    host.check_output("systemctl restart %s", unit_name("agent"))
+    ready(host)
+    refusing()
+    wait_for(lambda: len(numbers(lines, "stopped", token)) >= 300 - SKIPPED)
+
+
+def test_agent_whose_place_in_the_journal_is_damaged_starts_and_reads_from_an_hour_ago(host, lines):
+    token, unit, place = secrets.token_hex(8), unit_name("agent"), "/var/lib/watchpost/agent/journal"
+    damage = "head -c $(stat -c %%s %s) /dev/urandom | dd of=%s conv=notrunc bs=1M status=none"
+    host.check_output("systemctl stop %s", unit)
+    say(host, f"logger --tag unread {token}")
+    host.check_output(damage, f"{place}/receiver_journald_", f"{place}/receiver_journald_")
+    try:
+        host.check_output("systemctl start %s", unit)
+        ready(host)
+        wait_for(lambda: lines(f'{{service_name="unread"}} |= "{token}"'))
+    finally:
+        host.check_output("rm -f %s/*.damaged", place)
+
+
+@pytest.fixture
+def drill(capsys):
+    """The appliance, and moments that nobody has chosen."""
+    seed = time.time_ns()
+    drill = Drill(Appliance(Host(APPLIANCE)), Outcome("agent"), random.Random(seed))
+    yield drill
+    with capsys.disabled():
+        print(f"\nrandom moments from {seed}; seconds until ready again: {drill.outcome.ready}")
+
+
+@pytest.fixture
+def program(drill):
+    """A client as the programs of the agent's host are."""
+    trust, port = drill.appliance.target.trust(), ENDPOINTS["agent"]["otlp_http"]["port"]
+    with forwarded(Host(AGENT), {"agent": port}) as sockets, through(sockets["agent"], trust) as client:
+        yield client
+
+
+def test_nothing_acknowledged_is_lost_when_the_agent_is_killed_under_load(host, drill, program):
+    with drill.appliance.load(client=program) as running:
+        for _ in range(3):
+            drill.pause(1, 4)
+            killed = time.monotonic()
+            kill(host)
+            drill.outcome.ready.append(time.monotonic() - killed)
+        drill.pause(1, 2)
+    drill.assert_nothing_lost(running)
+
+
+@pytest.fixture
+def full_disk(host):
+    """A function that fills the disk of the agent's queue; and one that makes room again."""
+    unit, queue = unit_name("agent"), "/var/lib/watchpost/agent/queue"
+    options = "size=16m,mode=0700,uid=$(id -u watchpost-agent),gid=$(id -g watchpost-agent)"
+    host.check_output(f"systemctl stop {unit} && mount -t tmpfs -o {options} tmpfs {queue} && systemctl start {unit}")
+    try:
+        ready(host)
+        yield (
+            lambda: host.run(f"for size in 64k 512; do dd if=/dev/zero of={queue}/filler-$size bs=$size; done"),
+            lambda: host.check_output(f"rm {queue}/filler-*"),
+        )
+    finally:
+        host.check_output(f"systemctl stop {unit} && umount {queue} && systemctl start {unit}")
+        ready(host)
+
+
+def test_full_disk_of_the_agents_queue_refuses_and_loses_nothing(drill, program, appliance, full_disk):
+    fill, make_room = full_disk
+    with drill.appliance.load(client=program) as running:
+        appliance.check_output("systemctl stop %s", unit_name("otel_collector"))  # else the queue need not grow
+        try:
+            fill()
+            full = running.retries()
+            wait_for(lambda: running.retries() > full + 20)
+        finally:
+            appliance.check_output("systemctl start %s", unit_name("otel_collector"))
+        make_room()
+    drill.assert_nothing_lost(running, SECONDS)
+
+
 def test_nothing_is_lost_while_the_appliance_is_away(host, appliance, lines, stores):
     token, probe = secrets.token_hex(8), Probe()
     appliance.check_output("systemctl stop %s", unit_name("otel_collector"))
     try:
         say(host, f"for n in $(seq 10); do logger --tag outage {token}-$n; done")
         send_span(host, probe, "unheard")
-        time.sleep(3)  # for all of it to be in the agent's queue
-        host.check_output("systemctl kill --signal=KILL %s", unit_name("agent"))  # which starts again
+        kill(host)
         say(host, f"for n in $(seq 11 20); do logger --tag outage {token}-$n; done")
         assert not lines(f'{{service_name="outage"}} |= "{token}"')
     finally:
@@ -198,14 +418,15 @@ def test_stopped_agent_is_found_by_the_doctor_and_nothing_else(host):
 
 def test_certificate_close_to_its_end_is_renewed_by_a_run(host, site):
     before = host.file(f"{PKI}/agent/tls.crt").content
-    run = site(f"--limit={AGENT}", pki_validity_days=120, pki_renew_before_days=100)
+    run = site(f"--limit={AGENT}", pki_validity_days=500, pki_agent_validity_days=500, pki_renew_before_days=400)
     assert run.code == 0, run.output
     assert host.file(f"{PKI}/agent/tls.crt").content != before
 
 
-def test_wrongly_typed_variable_is_named(site):
-    run = site(agent_queue_mib="much")
-    assert run.code != 0 and "agent_queue_mib" in run.output
+def test_queues_that_its_disk_has_no_room_for_are_refused(site):
+    run = site(f"--limit={AGENT}", agent_queue_mib=10_000_000)
+    assert run.code != 0 and "preflight found 1 problem" in run.output, run.output
+    assert "30000000 MiB may be kept there (agent_queue_mib 30000000 MiB)" in run.output, run.output
 
 
 def request_for(name):

@@ -14,12 +14,12 @@ from urllib.parse import urlencode
 
 import pytest
 import yaml
-from conftest import ENDPOINTS, PKI, PROJECT, scenario_components, unit_name
+from conftest import ENDPOINTS, PKI, PROJECT, play, scenario_components, unit_name
 from otlp import JSON, Probe
 
 from watchpost import verify_target
 from watchpost.project import ansible
-from watchpost.secrets import SecretStore
+from watchpost.secrets import MARK, SecretStore
 from watchpost.testhost import Host
 
 HOST = Host(yaml.safe_load(Path(os.environ["MOLECULE_FILE"]).read_text())["platforms"][0]["name"])
@@ -115,6 +115,17 @@ def test_page_cannot_pass_itself_off_as_another_service(ask):
     assert (said["service.instance.id"], said["deployment.environment.name"]) == ("browser", "production")
 
 
+def test_grafana_knows_whom_to_lock_whatever_a_caller_says(ask, journal):
+    """Grafana locks the address that wrong passwords come from; the gateway tells it which that is."""
+    forged = dict.fromkeys(("X-Real-IP", "X-Forwarded-For", "Forwarded"), "203.0.113.9")
+    body = json.dumps({"user": "admin", "password": "a-guess"})
+    headers = JSON | forged
+    answer = ask("gateway", "https", "/grafana/login", identity=None, method="POST", headers=headers, body=body)
+    assert answer.status == 401, answer
+    refused = [json.loads(line) for line in journal("grafana").splitlines() if '"path":"/login"' in line]
+    assert [line["remote_addr"] for line in refused][-1:] == ["127.0.0.1"]
+
+
 def test_playbook_verifies_too():
     done = subprocess.run(
         ansible("ansible-playbook", f"--inventory={HOST.inventory}", "playbooks/verify.yml"),
@@ -162,6 +173,14 @@ def test_stopped_component_is_seen_and_its_missing_link_named(host, victim, link
     assert all(f"journalctl -u {unit_name(victim).removesuffix('.service')} " in hint for hint in hints)
 
 
+def test_a_run_fails_with_the_name_of_a_data_source_that_does_not_answer(host):
+    with stopped(host, "loki"):
+        run = play("grafana", __grafana_answer_seconds=2)
+    assert run.code != 0
+    assert "Grafana's data source loki does not work. It answers:" in run.output, run.output
+    assert "connection refused" in run.output
+
+
 def test_stopped_gateway_cannot_be_reached_and_everything_works_again_afterwards(host):
     with stopped(host, "gateway"):
         assert verify()[0] == 2
@@ -172,6 +191,7 @@ def test_secrets_on_the_host_are_those_of_the_controller(host):
     """Otherwise the shared test, which looks for the host's secrets everywhere else, would look for nothing."""
     deployment = yaml.safe_load(HOST.inventory.read_text())["all"]["children"]["watchpost"]["hosts"][HOST.name]
     stored = SecretStore(deployment["watchpost_deployment"]).read()
+    stored.pop(MARK)
     assert stored
     for name, entry in stored.items():
         files = host.check_output("find /etc/watchpost/*/current/credentials/ -type f -name %s", name).split()

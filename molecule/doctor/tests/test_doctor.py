@@ -140,6 +140,16 @@ def misspelt_setting(_host, _after):
     pass
 
 
+LONG_WINDOW = {"name": "long", "service": "taskboard", "objective": 0.99, "window": "60d", "availability": {}}
+
+
+@failure(
+    "variables", "HOST", "prometheus_retention_days is 35", "over 60 days", together=True, watchpost_slos=[LONG_WINDOW]
+)
+def objective_that_looks_further_back_than_metrics_are_kept(_host, _after):
+    pass
+
+
 @failure("disk", "HOST", "may be kept there", "tempo_retention_gib", together=True, tempo_retention_gib=1000000)
 def budget_beyond_the_disk(_host, _after):
     pass

@@ -44,6 +44,26 @@ def page(client, address):
     return page
 
 
+@pytest.fixture
+def moved_port(endpoints):
+    """The gateway at another port until the test is over."""
+    gateway = endpoints["gateway"] | {"https": endpoints["gateway"]["https"] | {"port": 8443}}
+    yield endpoints | {"gateway": gateway}
+    back = play("host,gateway")
+    assert back.code == 0, back.output
+
+
+def test_page_of_an_appliance_at_an_ipv6_address_and_another_port_reaches_the_collector(moved_port, address, tls):
+    def page(origin):
+        where = f"https://{address}:8443/otlp/v1/traces"
+        return httpx.post(where, verify=tls, headers=JSON | {"Origin": origin}, content=Probe().span("click"))
+
+    run = play("host,gateway", watchpost_endpoints=moved_port, watchpost_public_name="2001:DB8::7")
+    assert run.code == 0, run.output
+    assert page("https://[2001:db8::7]:8443").status_code == 200
+    assert page("https://[2001:db8::7]").status_code == 403, "which would be another program's page"
+
+
 def test_front_door_is_verified_with_the_ca_and_hardened(client):
     answer = client.get("/healthz")
     assert answer.status_code == 200 and answer.json()["status"] == "ok"
@@ -117,6 +137,45 @@ def test_flood_of_one_address_is_slowed_down(page):
     assert answers[429] > 0 and answers[200] > 0, answers
 
 
+@pytest.fixture
+def answers(host, address, tmp_path):
+    """Ask many times at once, by curl, which has HTTP/2; return how often each status and Retry-After were answered."""
+    (tmp_path / "ca.crt").write_text(host.file(f"{PKI}/ca.crt").content_string)
+
+    def answers(path, at_once, *options):
+        command = ["curl", "--silent", "--noproxy", "*", "--cacert", tmp_path / "ca.crt", "--max-time", "30", *options]
+        command += ["--parallel", "--parallel-max", str(at_once), "--output", "/dev/null"]
+        command += ["--write-out", "%{http_code} %header{retry-after}\\n", f"https://{address}{path}"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        return Counter(line.strip() for line in done.stdout.splitlines() if line[:3].isdigit())
+
+    return answers
+
+
+@pytest.mark.parametrize("path", ["/", "/grafana/"])
+def test_who_waits_for_answers_is_never_refused(answers, path):
+    """As many at a time as the firewall lets one client have connections, and `watchpost traffic` people."""
+    assert answers(f"{path}?[1-250]", 60, "--http1.1") == {"502": 250}
+
+
+def test_flood_of_the_application_is_refused_and_seldom_logged(answers, journal):
+    path = f"/flood-{Probe().trace_id}"
+    found = answers(f"{path}?[1-1200]", 300, "--http2")
+    assert found["429 1"] > 600 and found["502"] > 100 and found.total() == 1200, found
+    logged = [json.loads(line) for line in journal("gateway").splitlines() if path in line]
+    refused = sum(line["status"] == "429" for line in logged)
+    assert 0 < refused < found["429 1"] / 10
+    assert len(logged) - refused == found["502"]
+
+
+def test_passwords_are_not_tried_fast(answers, client):
+    found = answers("/grafana/login?[1-60]", 4, "--request", "POST")
+    assert found["502"] < 30 and found["429 3"] > 30, found
+    basic = client.get("/grafana/api/org", headers={"Authorization": "basic YTpi", "Accept": "text/html"})
+    assert (basic.status_code, basic.headers["retry-after"]) == (429, "3") and "Come again in 3 s" in basic.text
+    assert answers("/grafana/login?[1-60]", 4) == {"502": 60}, "to look at the page is no try"
+
+
 @pytest.mark.parametrize(("path", "absent"), [("/", "taskboard"), ("/grafana/", "grafana")])
 def test_what_does_not_answer_is_named(client, path, absent):
     answer = client.get(path)
@@ -124,6 +183,22 @@ def test_what_does_not_answer_is_named(client, path, absent):
     html = client.get(path, headers={"Accept": "text/html"})
     assert html.status_code == 502 and html.headers["content-type"].startswith("text/html")
     assert f"journalctl -u watchpost-{absent}" in html.text
+
+
+def test_without_the_application_grafana_is_the_front_page(client, page):
+    left_out = play("gateway", watchpost_components=["gateway", "otel_collector"])
+    assert left_out.code == 0, left_out.output
+    try:
+        front = client.get("/")
+        assert (front.status_code, front.headers["location"]) == (302, "/grafana/")
+        for path in ("/api/tasks", "/version", "/static/icon.svg"):
+            answer = client.get(path)
+            assert answer.status_code == 404 and "/grafana/" in answer.json()["error"]
+        assert page().status_code == 200, "telemetry of pages is taken as before"
+    finally:
+        back = play("gateway")
+    assert back.code == 0, back.output
+    assert client.get("/").status_code == 502
 
 
 def test_access_log_has_the_trace_but_neither_query_string_nor_whole_address(host, client, journal):
@@ -142,11 +217,6 @@ def test_access_log_has_the_trace_but_neither_query_string_nor_whole_address(hos
 def test_refused_configuration_is_named_and_the_old_one_keeps_running(assert_refused, client):
     assert_refused("gateway", "client_max_body_size", gateway_max_body="plenty")
     assert client.get("/healthz").status_code == 200
-
-
-def test_wrongly_typed_variable_is_named(site):
-    run = site(gateway_otlp_rate="fast")
-    assert run.code != 0 and "gateway_otlp_rate" in run.output
 
 
 def test_changed_setting_is_taken_over_without_a_restart(host, client):
@@ -179,6 +249,43 @@ def test_certificate_of_the_users_own_is_served(client, address, own_certificate
     back = play("pki,gateway")
     assert back.code == 0, back.output
     assert client.get("/healthz").status_code == 200, "Watchpost's own certificate is back"
+
+
+# Has the host renew all of its certificates, for so many days.
+RENEW = """
+import json, sys
+sys.path.insert(0, "/opt/watchpost/pki")
+import renew
+settings = json.load(open("/etc/watchpost/pki.json"))
+sys.exit(renew.main(settings | {"validity_days": int(sys.argv[1]), "renew_before_days": 10000}))
+"""
+
+
+def test_certificate_that_the_host_has_renewed_is_shown_and_a_run_finds_nothing_to_do(host, client, address):
+    def shown():
+        return ssl.get_server_certificate((address, ENDPOINTS["gateway"]["https"]["port"])).strip()
+
+    def on_disk():
+        return host.file(f"{PKI}/gateway/public.crt").content_string.strip()
+
+    host.check_output("python3 -c %s 31", RENEW)
+    short = shown()
+    assert short == on_disk()
+    host.check_output("systemctl start watchpost-pki.service")
+    assert shown() == on_disk() != short
+    assert client.get("/healthz").status_code == 200
+    run = play("pki,gateway,otel_collector")
+    assert run.code == 0 and not run.changed, run.output
+
+
+def test_renewal_leaves_stopped_what_was_stopped(host, unit):
+    before = host.file("/etc/watchpost/otel_collector/good.json").content_string
+    host.check_output("systemctl stop watchpost-otel-collector")
+    host.check_output("python3 -c %s 90", RENEW)
+    assert not unit("otel_collector").is_running
+    assert host.file("/etc/watchpost/otel_collector/good.json").content_string == before
+    run = play("otel_collector")
+    assert run.code == 0 and unit("otel_collector").is_running, run.output
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,12 @@
 import base64
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import PROJECT, Answer, play, run_playbook
+from conftest import PROJECT, Answer, play, run_playbook, wait_until
 
 from watchpost.secrets import SecretStore, state_dir
 from watchpost.testhost import Host
@@ -42,14 +43,46 @@ def test_password_is_the_generated_one_and_not_the_default(api):
     assert api("/api/org", secret="admin").status == 401
 
 
-def test_session_cookie_stays_on_https_and_on_this_site(ask, host):
-    body = json.dumps({"user": "admin", "password": password(host)})
-    answer = ask("grafana", "https", "/grafana/login", identity=None, method="POST", body=body,
-                 headers={"Content-Type": "application/json"})  # fmt: skip
+@pytest.fixture
+def log_in(ask):
+    """Log in on Grafana's page; return the answer."""
+
+    def log_in(user, secret) -> Answer:
+        body = json.dumps({"user": user, "password": secret})
+        return ask("grafana", "https", "/grafana/login", identity=None, method="POST", body=body,
+                   headers={"Content-Type": "application/json"})  # fmt: skip
+
+    return log_in
+
+
+@pytest.fixture
+def logged_in(ask, log_in):
+    """Log in on Grafana's page; return a function that asks whether the session still is one."""
+
+    def logged_in(user, secret):
+        answer = log_in(user, secret)
+        assert answer.status == 200, answer
+        cookie = "grafana_session=" + answer.headers["set-cookie"].partition("grafana_session=")[2].partition(";")[0]
+        return lambda: (
+            ask("grafana", "https", "/grafana/api/user", identity=None, headers={"Cookie": cookie}).status == 200
+        )
+
+    return logged_in
+
+
+def test_session_cookie_stays_on_https_and_comes_along_only_when_a_link_is_followed(log_in, host):
+    answer = log_in("admin", password(host))
     assert answer.status == 200
     session = answer.headers["set-cookie"].partition("grafana_session=")[2].partition(", grafana")[0]
-    for attribute in ("Secure", "HttpOnly", "SameSite=Strict", "Path=/grafana"):
+    for attribute in ("Secure", "HttpOnly", "SameSite=Lax", "Path=/grafana"):
         assert attribute in session
+
+
+def test_a_stranger_cannot_lock_out_the_admin(log_in, api, host):
+    for _ in range(6):  # Grafana locks after five
+        assert log_in("admin", "a-guess").status == 401
+    assert log_in("admin", password(host)).status == 200
+    assert api("/api/org").status == 200
 
 
 def test_nobody_can_sign_up(ask):
@@ -132,6 +165,27 @@ def test_missing_dashboard_fails_the_run_with_its_name():
     assert "Grafana does not show watchpost-gone." in run.output
 
 
+def test_a_data_source_without_its_plugin_fails_the_run_with_its_name(host, ask):
+    plugin, away = "/opt/watchpost/grafana/current/share/public/app/plugins/datasource/loki", "/root/plugin-of-loki"
+
+    def move(source, target):
+        host.check_output("mv %s %s && systemctl restart watchpost-grafana", source, target)
+        wait_until(lambda: ask("grafana", "https", "/grafana/api/health", identity=None).status == 200, 60)
+
+    move(plugin, away)
+    try:
+        run = play("grafana", __grafana_answer_seconds=2)
+    finally:
+        move(away, plugin)
+    assert run.code != 0
+    assert "Grafana's data source loki does not work. It answers:" in run.output, run.output
+
+
+def test_every_data_source_is_asked(data_sources):
+    variables = yaml.safe_load((PROJECT / "roles/grafana/vars/main.yml").read_text())
+    assert set(re.findall(r"^ *'(\w+)': \{'", variables["__grafana_questions"], re.MULTILINE)) == set(data_sources)
+
+
 def test_pages_may_load_nothing_from_elsewhere(ask):
     policy = ask("grafana", "https", "/grafana/login", identity=None).headers["content-security-policy"]
     assert "connect-src 'self'" in policy and "frame-ancestors 'none'" in policy and "'nonce-" in policy
@@ -189,11 +243,6 @@ def test_refused_configuration_is_named_and_the_old_one_keeps_running(assert_ref
     assert api("/api/org").status == 200
 
 
-def test_wrongly_typed_variable_is_named(site):
-    run = site(grafana_memory_mib="plenty")
-    assert run.code != 0 and "grafana_memory_mib" in run.output
-
-
 PEOPLE = {
     "anna": {"email": "anna@example.org", "name": "Anna Berg", "role": "Editor", "teams": ["shop"]},
     "ben": {"email": "ben@example.org"},
@@ -209,13 +258,17 @@ def deployment():
     return hosts[host.name]["watchpost_deployment"]
 
 
+def secret_of(deployment, login):
+    """The password that the controller keeps for one of the people."""
+    return SecretStore(deployment).read()[f"grafana_user_{login}"]["value"]
+
+
 @pytest.fixture
 def as_user(ask, deployment):
     """Ask Grafana's API as one of the people, with the password that the controller keeps for them."""
 
     def as_user(login, path, **request):
-        secret = SecretStore(deployment).read()[f"grafana_user_{login}"]["value"]
-        header = base64.b64encode(f"{login}:{secret}".encode()).decode()
+        header = base64.b64encode(f"{login}:{secret_of(deployment, login)}".encode()).decode()
         headers = {"Authorization": f"Basic {header}", "Content-Type": "application/json"}
         return ask("grafana", "https", f"/grafana{path}", identity=None, headers=headers, **request)
 
@@ -265,9 +318,14 @@ def test_token_of_a_program_reads_and_changes_nothing(accounts, ask, deployment)
     assert ask("grafana", "https", "/grafana/api/users", identity=None, token=tokens[1]).status == 403
 
 
-def test_who_is_no_longer_named_is_let_in_no_more(accounts, api, as_user):
+def test_who_is_no_longer_named_is_let_in_no_more(accounts, api, as_user, logged_in, deployment):
+    before = {login: secret_of(deployment, login) for login in PEOPLE}
+    sessions = {login: logged_in(login, secret) for login, secret in before.items()}
     run = play("grafana", grafana_users={"anna": PEOPLE["anna"] | {"role": "Viewer", "teams": [], "generation": 2}})
     assert run.code == 0, run.output
+    assert secret_of(deployment, "anna") != before["anna"]
+    for login, session in sessions.items():
+        assert not session(), f"a login of {login} has outlived its password"
     assert as_user("ben", "/api/search").status == 401
     another = json.dumps({"dashboard": {"title": "Another of Anna"}})  # the one that she has made stays hers
     assert as_user("anna", "/api/dashboards/db", method="POST", body=another).status == 403
@@ -276,36 +334,13 @@ def test_who_is_no_longer_named_is_let_in_no_more(accounts, api, as_user):
     assert api("/api/dashboards/uid/of-anna", method="DELETE").status == 200
 
 
-def test_wrong_accounts_and_providers_are_refused_by_their_names(site):
-    addresses = {"auth_url": "https://a", "token_url": "https://a", "api_url": "https://a"}
-    users = {
-        "anna": {"name": "Anna"},
-        "ben": {"email": "a@b.c", "role": "Owner"},
-        "carl": {"email": "a@b.c", "password": "x"},
-        "admin": {"email": "a@b.c"},
-    }
-    run = site(
-        grafana_users=users,
-        grafana_service_accounts={"robot": "Root"},
-        grafana_oidc={"client_id": "x", **addresses, "auth_url": "http://a"},
-    )
-    assert run.code != 0 and "nothing was changed" in run.output, run.output
-    for complaint in (
-        "grafana_users.anna has no email",
-        "grafana_users.ben.role is Owner",
-        "grafana_users.carl has password",
-        "grafana_users.admin: a login",
-        "grafana_service_accounts.robot is Root",
-        "grafana_oidc.auth_url must begin with https://",
-        "grafana_oidc needs grafana_oidc_client_secret",
-    ):
-        assert complaint in run.output, run.output
-
-
-def test_rotated_password_and_key_replace_the_old_ones(api, host):
+def test_rotated_password_and_key_replace_the_old_ones(api, host, logged_in):
     old = password(host)
+    session = logged_in("admin", old)
+    assert session()
     run = play("grafana", watchpost_secret_generations=GENERATIONS)
     assert run.code == 0, run.output
+    assert not session(), "a login has outlived its password"
     new = password(host)
     assert new != old and new not in run.output
     assert api("/api/org", secret=new).status == 200
@@ -314,3 +349,16 @@ def test_rotated_password_and_key_replace_the_old_ones(api, host):
     assert "connection refused" in api("/api/datasources/uid/prometheus/health").body
     again = play("grafana", watchpost_secret_generations=GENERATIONS)
     assert again.code == 0 and not again.changed, again.output
+
+
+def test_a_lock_is_told_as_what_it_is(log_in):
+    """Grafana locks an account when its own setting says so, and then takes the right password for a wrong one."""
+    locking = {"grafana_settings": {"security": {"disable_brute_force_login_protection": "false"}}}
+    rotated = {"watchpost_secret_generations": GENERATIONS}
+    assert play("grafana", **locking, **rotated).code == 0
+    for _ in range(5):
+        assert log_in("admin", "a-guess").status == 401
+    run = play("grafana", **locking, **rotated)
+    assert run.code != 0
+    assert "takes none for five minutes" in run.output, run.output
+    assert play("grafana", **rotated).code == 0

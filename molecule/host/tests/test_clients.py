@@ -1,4 +1,4 @@
-"""Each client of the OTLP ports is held to its share: it slows down, and its neighbours do not notice."""
+"""Each client is held to its share: it slows down, and its neighbours do not notice."""
 
 import contextlib
 import socket
@@ -10,10 +10,10 @@ from conftest import ENDPOINTS
 
 from watchpost.testhost import Host
 
-PORT = ENDPOINTS["otel_collector"]["ingest_http"]["port"]
+PORT, HTTPS = ENDPOINTS["otel_collector"]["ingest_http"]["port"], ENDPOINTS["gateway"]["https"]["port"]
 NOISY = "192.0.2.77"  # of a network that is nobody's (RFC 5737); the quiet one is this machine's own address
 MIB = 2**20
-#: Runs on the host in the Collector's place: counts what comes, and tells how much it was when there is no more.
+#: Runs on the host in the place of the Collector and the gateway: counts what comes, and tells how much in the end.
 SINK = f"""
 import socket, threading
 def count(connection):
@@ -22,22 +22,25 @@ def count(connection):
         total += len(data)
     connection.sendall(str(total).encode())
     connection.close()
-server = socket.create_server(("", {PORT}), backlog=500)
-while True:
-    threading.Thread(target=count, args=(server.accept()[0],), daemon=True).start()
+def serve(server):
+    while True:
+        threading.Thread(target=count, args=(server.accept()[0],), daemon=True).start()
+others = socket.create_server(("", {HTTPS}), backlog=500)
+threading.Thread(target=serve, args=(others,), daemon=True).start()
+serve(socket.create_server(("", {PORT}), backlog=500))
 """
 
 
 @pytest.fixture(scope="module")
 def address(host):
-    """The host's address, with the sink behind the port and a second client beside this machine's own."""
+    """The host's address, with a sink that preflight takes for ours, and a second client beside this machine's own."""
     device = Host(host.backend.get_hostname()).veth
     subprocess.run(["ip", "addr", "add", f"{NOISY}/32", "dev", device], check=True)
-    host.check_output("systemd-run --unit=sink python3 -c %s", SINK)
+    host.check_output("systemd-run --unit=watchpost-sink python3 -c %s", SINK)
     try:
         yield host.check_output("hostname --all-ip-addresses").split()[0]
     finally:
-        host.check_output("systemctl stop sink")
+        host.check_output("systemctl stop watchpost-sink")
         subprocess.run(["ip", "addr", "del", f"{NOISY}/32", "dev", device], check=True)
 
 
@@ -51,14 +54,14 @@ def seconds(address, size, source=""):
     return time.monotonic() - began
 
 
-def opened(address, wanted, source=""):
+def opened(address, wanted, source="", port=PORT):
     """Tell how many of so many connections are let in at a time."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(wanted)]
         for one in sockets:
             one.bind((source, 0))
             one.setblocking(False)
-            one.connect_ex((address, PORT))
+            one.connect_ex((address, port))
         time.sleep(2)  # what is refused is not answered: the kernel would try for minutes
         return sum(is_connected(one) for one in sockets)
 
@@ -102,6 +105,12 @@ while True:
 def test_client_has_so_many_connections_and_another_its_own(address):
     assert opened(address, 100, NOISY) == 64
     assert opened(address, 20) == 20
+
+
+def test_idle_connections_of_one_visitor_leave_room_for_the_others(address):
+    time.sleep(2)  # for the visitor's allowance of new connections to recover
+    assert opened(address, 100, NOISY, HTTPS) == 64
+    assert opened(address, 20, port=HTTPS) == 20
 
 
 def test_with_higher_limits_nobody_is_held_back(address, converge):

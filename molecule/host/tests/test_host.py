@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ENDPOINTS, PROJECT
+from conftest import ENDPOINTS, PROJECT, wait_until
 
 COMPONENTS = [component for component in ENDPOINTS if component not in ("host", "agent")]
 OPEN = {
@@ -112,6 +112,66 @@ def test_extra_port_opens_and_closes_again(host, converge, everything_put_back):
     assert not reachable(host, 9999)
 
 
+def reachable_by_udp(host, port):
+    """Whether the host says that nobody listens; a firewall says nothing."""
+    with socket.socket(type=socket.SOCK_DGRAM) as client:
+        client.settimeout(2)
+        client.connect((address(host), port))
+        client.send(b"anybody there?")
+        try:
+            client.recv(1)
+        except ConnectionRefusedError:
+            return True
+        except TimeoutError:
+            return False
+
+
+def test_extra_udp_port_opens_and_closes_again(host, converge, everything_put_back):
+    assert not reachable_by_udp(host, 51820)
+    assert converge(host_firewall_extra_udp_ports=[51820]).code == 0
+    assert reachable_by_udp(host, 51820) and not reachable(host, 51820)
+    assert converge().code == 0
+    assert not reachable_by_udp(host, 51820)
+
+
+@pytest.mark.parametrize("name", ["host_firewall_extra_ports", "host_firewall_extra_udp_ports"])
+def test_extra_port_that_is_none_is_refused_by_name(converge, name):
+    run = converge(**{name: [0, 22, 70000]})
+    assert run.code != 0 and "preflight found 2 problems" in run.output, run.output
+    assert f"{name} holds 0; a port is" in run.output and f"{name} holds 70000; a port is" in run.output
+
+
+# As Ubuntu has it: systemd listens, and starts an sshd with each connection.
+SSH_SOCKET = {
+    "sshd.socket": "[Socket]\nListenStream=2223\nAccept=yes\n",
+    "sshd@.service": "[Service]\nExecStart=-/usr/sbin/sshd -i\nStandardInput=socket\n",
+}
+
+
+@pytest.fixture
+def sshd_elsewhere(host):
+    """An sshd of its own at port 2222, one that systemd starts at 2223, and one for the host itself at 2224."""
+    for name, text in SSH_SOCKET.items():
+        host.check_output("printf %%s %s > /run/systemd/system/%s", text, name)
+    host.check_output("systemctl daemon-reload && systemctl start sshd.socket")
+    options = ["-D", "-o", "ListenAddress=0.0.0.0:2222", "-o", "ListenAddress=127.0.0.1:2224"]
+    host.check_output(f"systemd-run --quiet --unit=elsewhere /usr/sbin/sshd {' '.join(options)}")
+    wait_until(lambda: ":2224 " in host.check_output("ss --listening --tcp --numeric"), 10)
+    yield
+    host.check_output("systemctl stop elsewhere.service sshd.socket")
+    for name in SSH_SOCKET:
+        host.check_output("rm /run/systemd/system/%s", name)
+    host.check_output("systemctl daemon-reload")
+
+
+def test_ports_where_sshd_listens_stay_open_though_ansible_comes_by_another(
+    host, converge, everything_put_back, sshd_elsewhere
+):
+    assert not any(reachable(host, port) for port in (2222, 2223, 2224))
+    assert converge().code == 0
+    assert [reachable(host, port) for port in (22, 2222, 2223, 2224)] == [True, True, True, False]
+
+
 def test_other_tables_are_left_alone(host, converge, everything_put_back):
     host.check_output("nft add table inet somebody && nft add chain inet somebody theirs")
     assert converge(host_firewall_extra_ports=[9999]).code == 0
@@ -121,9 +181,9 @@ def test_other_tables_are_left_alone(host, converge, everything_put_back):
 
 def test_ruleset_that_nft_refuses_never_goes_live(host, converge):
     before = firewall(host).stdout
-    run = converge(host_firewall_extra_ports=[70000])
+    run = converge(host_client_connections=10**20)
     assert run.code != 0
-    assert "/etc/watchpost/firewall.nft" in run.output and "70000" in run.output
+    assert "/etc/watchpost/firewall.nft" in run.output and f"ct count over {10**20}" in run.output
     assert firewall(host).stdout == before
 
 

@@ -1,5 +1,6 @@
 """What the controller must have ready: each program verified on every use, each secret kept to itself."""
 
+import functools
 import json
 import shutil
 import subprocess
@@ -41,19 +42,33 @@ def test_program_changed_in_the_store_is_refused(host, store_of_its_own):
     assert host.check_output("systemctl show watchpost-node-exporter --property=MainPID --value") == running
 
 
-def test_unknown_source_is_refused_by_name(site):
-    run = site(watchpost_artifact_source="torrent")
-    assert run.code != 0
-    assert "watchpost_artifact_source" in run.output or "torrent" in run.output, run.output
+def test_second_machine_replaces_no_secret_of_the_host(host, tmp_path, monkeypatch):
+    def mark():
+        return json.loads(host.file("/etc/watchpost/deployment").content_string)
+
+    first = mark()
+    with monkeypatch.context() as second_machine:
+        second_machine.setenv("XDG_STATE_HOME", str(tmp_path))
+        for options in ([], ["--check"]):
+            run = play("host", *options)
+            assert run.code != 0 and "nothing was changed" in run.output, run.output
+            assert f"copy {tmp_path}/watchpost/{first['deployment']} and " in run.output.replace("\n", "")
+        assert mark() == first and not any(tmp_path.iterdir())
+        insisted = play("host", preflight_allow_other_secrets=True)
+        assert insisted.code == 0 and mark()["id"] != first["id"], insisted.output
+    assert "which is of another host" in play("host").output, "now the first machine is the second"
+    assert play("host", preflight_allow_other_secrets=True).code == 0
+    assert mark() == first and not play("host").changed
 
 
 def test_raised_number_makes_a_new_secret_that_is_not_shown(host):
     deployment = f"inputs-test-{host.backend.hostname}"
     try:
-        assert play("node_exporter", "-vv", watchpost_deployment=deployment).code == 0
+        other = functools.partial(play, watchpost_deployment=deployment, preflight_allow_other_secrets=True)
+        assert other("node_exporter", "-vv").code == 0
         first = watchpost("secrets", "show", "otlp_ingest_token", "--deployment", deployment).strip()
         raised = {"otlp_ingest_token": 2}
-        run = play("node_exporter", "-vv", watchpost_deployment=deployment, watchpost_secret_generations=raised)
+        run = other("node_exporter", "-vv", watchpost_secret_generations=raised)
         second = watchpost("secrets", "show", "otlp_ingest_token", "--deployment", deployment).strip()
         kept = watchpost("secrets", "show", "grafana_secret_key", "--deployment", deployment).strip()
     finally:

@@ -44,49 +44,181 @@ def test_all_wrong_variables_are_named_at_once(refusal):
     said = refusal(
         loki_retenton_days=5,
         watchpost_pubic_name="example.org",
+        gateway_allowed_origins=["https://example.org"],
         watchpost_artifact_source="floppy",
-        pki_validity_days="many",
+        watchpost_secret_generations={"grafana_password": 2},
+        watchpost_redaction_extra_rules=[{"name": "staff", "regex": "x", "match": []}],
         host_firewall_extra_ports={"http": 80},
         host_journal_max_use="{{ nothing_like_this }}",
-        watchpost_secret_generations={"grafana_password": 2},
-        gateway_allowed_origins=["https://example.org"],
-    )
-    assert "preflight found 8 problems" in said
-    assert "gateway_allowed_origins is now gateway_pages" in said
-    assert "watchpost_secret_generations.grafana_password" in said
-    assert "loki_retenton_days is not a variable of the role loki" in said
-    assert "watchpost_pubic_name is not a shared variable; did you mean watchpost_public_name?" in said
-    assert "watchpost_artifact_source must be one of: auto, release, mirror, source, got: floppy" in said
-    assert "'pki_validity_days' is of type str and we were unable to convert to int" in said
-    assert "'host_firewall_extra_ports' is of type dict and we were unable to convert to list" in said
-    assert "host_journal_max_use cannot be worked out: 'nothing_like_this' is undefined" in said
-
-
-def test_values_that_cannot_be_meant_are_named(refusal):
-    said = refusal(
+        pki_validity_days="many",
+        agent_queue_mib="many",
+        gateway_otlp_rate="many",
+        grafana_memory_mib="many",
+        otel_collector_queue_mib="many",
         loki_retention_days=-3,
         prometheus_scrape_seconds="0",
         gateway_hsts_seconds=-1,
-        gateway_otlp_burst=0,  # which can: nothing above the rate
-        pki_validity_days=20,
-        pki_extra_identities=["../loki"],
+        gateway_otlp_burst=0,  # which can be meant: nothing above the rate
+        alertmanager_receivers=[{"name": "x", "severities": ["loud"], "teams": {"url": "https://example.org"}}],
+        taskboard_faults={"eror": {"share": 0.5}},
+        watchpost_public_name="https://watch.example.org",
     )
-    assert "preflight found 5 problems" in said
-    assert "loki_retention_days is -3; it must be at least 1" in said
-    assert "prometheus_scrape_seconds is 0; it must be at least 1" in said
-    assert "gateway_hsts_seconds is -1; it must be at least 0" in said
-    assert "pki_renew_before_days (30) must be smaller than pki_validity_days (20)" in said
-    assert 'pki_extra_identities holds "../loki"; a name is' in said
+    for words in (
+        "loki_retenton_days is not a variable of the role loki",
+        "watchpost_pubic_name is not a shared variable; did you mean watchpost_public_name?",
+        "gateway_allowed_origins is now gateway_pages",
+        "watchpost_artifact_source must be one of: auto, release, mirror, source, got: floppy",
+        "watchpost_secret_generations.grafana_password",
+        "watchpost_redaction_extra_rules.regex",
+        "'host_firewall_extra_ports' is of type dict and we were unable to convert to list",
+        "host_journal_max_use cannot be worked out: 'nothing_like_this' is undefined",
+        "'pki_validity_days' is of type str and we were unable to convert to int",
+        "'agent_queue_mib' is of type str and we were unable to convert to int",
+        "'gateway_otlp_rate' is of type str and we were unable to convert to int",
+        "'grafana_memory_mib' is of type str and we were unable to convert to int",
+        "'otel_collector_queue_mib' is of type str and we were unable to convert to int",
+        "loki_retention_days is -3; it must be at least 1",
+        "prometheus_scrape_seconds is 0; it must be at least 1",
+        "gateway_hsts_seconds is -1; it must be at least 0",
+        "alertmanager_receivers.teams",
+        "loud",
+        "taskboard_faults.eror",
+        "watchpost_public_name is 'https://watch.example.org'; it must be a host name or an address",
+    ):
+        assert words in said
+    assert "preflight found 20 problems" in said
 
 
-def test_objectives_that_cannot_be_meant_are_named(refusal):
-    sound = {"name": "a", "service": "shop", "objective": 0.99, "availability": {}}
-    said = refusal(watchpost_slos=[sound, {**sound, "name": "b", "objective": 1.2, "windw": "30d"}])
-    assert "preflight found 2 problems" in said
-    assert "watchpost_slos[1].objective: 1.2 is not below 1" in said
-    assert "watchpost_slos[1].windw: is not a field here; did you mean window?" in said
-    said = refusal(prometheus_retention_days=20)
+@pytest.fixture(scope="module")
+def no_certificate(tmp_path_factory):
+    """A file that holds none."""
+    file = tmp_path_factory.mktemp("authority") / "ca.pem"
+    file.write_text("nothing")
+    return str(file)
+
+
+TAKEN_NAMES = ["private", "operator", "ca", "loki"]
+WRONG_NAMES = ["../../x", "a/b", "..", "Edge", "edge\n", ""]
+#: Of each role: values that are sound each by itself and cannot be meant together, and what must be said of them.
+CONTRADICTIONS = {
+    "alertmanager": (
+        {
+            "alertmanager_heartbeat_url": "http://beat.example.org/open-secret",
+            "alertmanager_receivers": [
+                {"name": "twice", "slack": {"url": "http://hooks.example.org/open-secret"}},
+                {"name": "twice", "slack": {"url": "https://x"}, "webhook": {"url": "http://localhost:1/"}},
+                {
+                    "name": "Two Words",
+                    "email": {"to": ["a@b.c"], "from": "d@b.c", "server": "smtp.example.org", "username": "d"},
+                },
+                {"name": "nobody", "services": ["x"]},
+                {"name": "deaf", "severities": [], "pagerduty": {"routing_key": "open-secret"}},
+            ],
+        },
+        [
+            "alertmanager_receivers has twice more than once",
+            "twice has slack and webhook; give it exactly one of",
+            "twice.slack.url must begin with https://",
+            "Two Words is no name",
+            "Two Words.email has a username and no password",
+            "Two Words.email.server must be HOST:PORT",
+            "nobody is a name that Watchpost uses itself",
+            "nobody has no way to be told",
+            "deaf has no severities",
+            "alertmanager_heartbeat_url must begin with https://",
+            "ca.pem, which holds no certificate in PEM form",
+        ],
+    ),
+    "grafana": (
+        {
+            "grafana_users": {
+                "anna": {"name": "Anna"},
+                "ben": {"email": "a@b.c", "role": "Owner"},
+                "carl": {"email": "a@b.c", "password": "x"},
+                "admin": {"email": "a@b.c"},
+            },
+            "grafana_service_accounts": {"robot": "Root"},
+            "grafana_oidc": {
+                "client_id": "x",
+                "auth_url": "http://a",
+                "token_url": "https://a",
+                "api_url": "https://a",
+            },
+        },
+        [
+            "grafana_users.anna has no email",
+            "grafana_users.ben.role is Owner",
+            "grafana_users.carl has password",
+            "grafana_users.admin: a login",
+            "grafana_service_accounts.robot is Root",
+            "grafana_oidc.auth_url must begin with https://",
+            "grafana_oidc needs grafana_oidc_client_secret",
+        ],
+    ),
+    "otel_collector": (
+        {
+            "otel_collector_sampling_services": {"checkout": 101},
+            "otel_collector_sampling_wait_seconds": 61,
+            "otel_collector_request_mib": 2,
+        },
+        [
+            "otel_collector_sampling_services.checkout is 101",
+            "otel_collector_sampling_wait_seconds is 61",
+            "otel_collector_request_mib is 2",
+        ],
+    ),
+    "pki": (
+        {
+            "pki_validity_days": 20,
+            "pki_ca_validity_days": 40,
+            "pki_ca_renew_before_days": 40,
+            "pki_extra_identities": ["edge_sender", *TAKEN_NAMES, *WRONG_NAMES],
+            "pki_gateway_key": "/some/tls.key",
+        },
+        [
+            "Give both pki_gateway_certificate and pki_gateway_key",
+            "pki_renew_before_days (30) must be smaller than pki_validity_days (20)",
+            "pki_ca_renew_before_days (40) must be smaller than pki_ca_validity_days (40)",
+            *(f"pki_extra_identities holds {json.dumps(name)}, a name that" for name in TAKEN_NAMES),
+            *(f"pki_extra_identities holds {json.dumps(name)}; a name is" for name in WRONG_NAMES),
+        ],
+    ),
+    "prometheus": (
+        {
+            "prometheus_remote_write": [
+                {"url": "https://x", "basic_auth": {"username": "me", "password": "open-secret"}}
+            ],
+            "watchpost_slos": [
+                {"name": "a", "service": "shop", "objective": 0.99, "availability": {}},
+                {"name": "b", "service": "shop", "objective": 1.2, "availability": {}, "windw": "30d"},
+            ],
+        },
+        [
+            "holds a password in plain text",
+            "watchpost_slos[1].objective: 1.2 is not below 1",
+            "watchpost_slos[1].windw: is not a field here; did you mean window?",
+        ],
+    ),
+}
+
+
+def test_values_that_cannot_be_meant_together_are_named_without_their_secrets(refusal, no_certificate):
+    wrong = {name: value for variables, _ in CONTRADICTIONS.values() for name, value in variables.items()}
+    said = refusal(**wrong, alertmanager_ca_file=no_certificate)
+    wanted = [words for _, all_words in CONTRADICTIONS.values() for words in all_words]
+    for words in wanted:
+        assert words in said
+    assert f"preflight found {len(wanted)} problems" in said
+    assert "open-secret" not in said
+
+
+def test_contradictions_of_two_roles_are_named_and_a_check_that_cannot_be_worked_out(refusal):
+    said = refusal(
+        prometheus_retention_days=20, otel_collector_request_mib=15, __loki_problems="{{ nothing_like_this }}"
+    )
     assert "prometheus_retention_days is 20, but watchpost_slos[0] (tasks-available) counts over 30 days" in said
+    assert "otel_collector_request_mib is 15; with watchpost_batch_mib (192) it must be at most 14" in said
+    assert "the check of the role loki (__loki_problems) cannot be worked out: 'nothing_like_this' is undefined" in said
 
 
 def test_value_that_refers_to_another_roles_default_or_to_a_secret_is_understood(converge):
@@ -226,6 +358,20 @@ def test_taken_port_is_refused_and_its_holder_named(refusal, listen):
 def test_port_held_by_the_appliance_itself_is_no_problem(converge, listen):
     listen("watchpost-loki", 3100, "127.0.0.1")
     assert converge().code == 0
+
+
+def test_another_firewall_is_told_with_the_ports_that_it_must_let_in(converge, host):
+    assert "another firewall" not in converge().output
+    rules = "policy drop; iif lo accept; ct state established,related accept; tcp dport 22 accept"
+    host.check_output(
+        "nft %s", f"table inet theirs {{ chain input {{ type filter hook input priority filter; {rules}; }}; }}"
+    )
+    run = converge()
+    host.check_output("nft delete table inet theirs")
+    assert run.code == 0 and not run.changed, run.output
+    said = " ".join(run.output.split())
+    assert "another firewall is at work on the host (nft list table inet theirs)" in said
+    assert "it must let in TCP 443, 4317, 4318 too" in said
 
 
 def test_more_than_the_disk_holds_is_refused_with_the_sum(refusal):

@@ -144,10 +144,3 @@ def test_secret_is_in_no_configuration_and_no_output(connected, host, secret):
 def test_way_out_is_open_only_for_who_asks(connected, host, exposure):
     assert "IPAddressDeny=\n" in host.file(f"/etc/systemd/system/{unit_name('prometheus')}").content_string
     assert exposure("prometheus") <= 2.5
-
-
-def test_secret_in_plain_text_is_refused(site):
-    target = {"url": "https://127.0.0.1:19090", "basic_auth": {"username": "me", "password": "open-secret"}}
-    run = site(prometheus_remote_write=[target])
-    assert run.code != 0 and "holds a password in plain text" in run.output
-    assert "open-secret" not in run.output

@@ -6,9 +6,12 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from pathlib import Path
 
 import pytest
 from conftest import ENDPOINTS, PROJECT, play
+
+from watchpost.artifacts.store import extract
 
 JSON = {"Content-Type": "application/json"}
 UNIT = "watchpost-taskboard.service"
@@ -79,8 +82,7 @@ def old_code_under_a_new_version(tmp_path):
     command = [sys.executable, "-m", "watchpost", "artifacts", "ensure", "taskboard", "--json"]
     found = subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, text=True).stdout
     tree, archive = tmp_path / "tree", tmp_path / "taskboard-9.9.9.tar.gz"
-    with tarfile.open(json.loads(found)["taskboard"]["path"]) as tar:
-        tar.extractall(tree, filter="data")
+    extract(Path(json.loads(found)["taskboard"]["path"]), tree)
     (wheel,) = tree.glob("share/wheels/taskboard-*.whl")
     with zipfile.ZipFile(wheel) as original:
         files = {name: original.read(name) for name in original.namelist()}
@@ -108,16 +110,17 @@ def test_deploy_after_which_old_code_answers_fails_and_is_taken_back(ask, host, 
     assert before["version"] in host.check_output("readlink /opt/watchpost/taskboard/current")
 
 
-# Sends tasks one after the other, and prints each one's status and seconds.
+# Sends so many tasks with notes of so many characters one after the other, and prints each one's status and seconds.
 SEND = """
 import http.client, json, ssl, sys, time
 pki = "/etc/watchpost/pki"
 context = ssl.create_default_context(cafile=f"{pki}/ca.crt")
 context.load_cert_chain(f"{pki}/operator/tls.crt", f"{pki}/operator/tls.key")
-for number in range(60):
+for number in range(int(sys.argv[2])):
+    task = {"title": str(number), "notes": chr(0x1F335) * int(sys.argv[3])}
     started = time.monotonic()
     connection = http.client.HTTPSConnection("127.0.0.1", int(sys.argv[1]), timeout=30, context=context)
-    connection.request("POST", "/api/tasks", json.dumps({"title": str(number)}), {"Content-Type": "application/json"})
+    connection.request("POST", "/api/tasks", json.dumps(task), {"Content-Type": "application/json"})
     print(connection.getresponse().status, time.monotonic() - started)
     connection.close()
 """
@@ -125,11 +128,22 @@ for number in range(60):
 
 def test_collector_that_is_away_neither_breaks_nor_slows_requests(host):
     assert host.run("ss -Hltn sport = :%s", str(COLLECTOR_PORT)).stdout == "", "there is no Collector here"
-    answers = [line.split() for line in host.check_output("python3 -c %s %s", SEND, str(PORT)).splitlines()]
+    sent = host.check_output("python3 -c %s %s 60 0", SEND, str(PORT))
+    answers = [line.split() for line in sent.splitlines()]
     assert [status for status, _ in answers] == ["201"] * 60
     # An export that held a request up would do so for its timeout, which is 5 s.
     assert max(float(seconds) for _, seconds in answers) < 2
     assert host.service(UNIT).is_running
+
+
+def test_database_grows_as_far_as_the_setting_and_no_further(api, host):
+    assert play("taskboard", taskboard_max_mib=1).code == 0
+    sent = host.check_output("python3 -c %s %s 180 2000", SEND, str(PORT))  # 1.4 MiB
+    statuses = [line.split()[0] for line in sent.splitlines()]
+    assert set(statuses) == {"201", "507"} and statuses[-1] == "507", statuses
+    assert host.file("/var/lib/watchpost/taskboard/tasks.db").size <= 2**20
+    assert play("taskboard").code == 0
+    assert api("POST", title="There is room again").status == 201
 
 
 def test_collector_that_is_away_does_not_fill_the_journal(journal):

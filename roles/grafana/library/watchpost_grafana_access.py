@@ -16,9 +16,9 @@ DOCUMENTATION = r"""
 module: watchpost_grafana_access
 short_description: Give Grafana the accounts, teams and service accounts that are wanted, and no others
 description:
-  - Makes accounts, sets their roles, passwords and teams. An account that is not wanted is disabled, not deleted, so
-    that what belongs to it stays; one that logs in by OIDC is left alone. Teams and service accounts that are not
-    wanted go.
+  - Makes accounts, sets their roles, passwords and teams; logins by an earlier password end. An account that is not
+    wanted is disabled, not deleted, so that what belongs to it stays; one that logs in by OIDC is left alone. Teams and
+    service accounts that are not wanted go.
 options:
   url: {description: "Grafana's address on this host, with its path.", type: str, required: true}
   ca: {description: CA that signs its certificate., type: path, required: true}
@@ -137,6 +137,7 @@ class Access:
             self.act(
                 f"set the password of {login}", "PUT", f"/api/admin/users/{number}/password", {"password": password}
             )
+            self.act(f"ended the logins of {login}", "POST", f"/api/admin/users/{number}/logout", {})
 
     def teams(self) -> None:
         """Bring the teams to those that accounts name, with just those members."""

@@ -1,7 +1,8 @@
-"""Put damaged queue files aside: with some kinds of damage the Collector does not start, or ends again and again.
+"""Put damaged files of file_storage aside: with some kinds of damage the Collector does not start, or ends repeatedly.
 
-Run before each start. The files are bbolt databases: the first two pages are copies of the head, the one with the
-higher transaction holds; from there a B+ tree of pages is followed, and each must be what its parent takes it for.
+Run before each start, with the directories of queues and, on an agent's host, that of its place in the journal. The
+files are bbolt databases: the first two pages are copies of the head, the one with the higher transaction holds; from
+there a B+ tree of pages is followed, and each must be what its parent takes it for.
 file_storage's `recreate` helps only with what bbolt notices in the goroutine that opens the file.
 """
 
@@ -99,14 +100,15 @@ def damage(file: Path) -> str:
     return ""
 
 
-def main(directory: Path) -> None:
+def main(*directories: Path) -> None:
     """Rename each damaged file: nothing is destroyed, and a new one is made in its place."""
-    for file in sorted(directory.glob("*_*")):
+    for file in (file for directory in directories for file in sorted(directory.glob("*_*"))):
         if file.suffix not in (".backup", ".damaged") and (how := damage(file)):
             aside = file.with_name(f"{file.name}.{time.strftime('%Y-%m-%dT%H:%M:%S')}.damaged")
             file.rename(aside)
-            print(f"queue {file.name} is damaged ({how}): put aside as {aside.name}, with whatever waited in it")
+            what = f"{file.parent.name} {file.name}"  # the directory's name tells which
+            print(f"{what} is damaged ({how}): put aside as {aside.name}, with whatever it held")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(*map(Path, sys.argv[1:]))

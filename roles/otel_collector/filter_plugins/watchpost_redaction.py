@@ -8,6 +8,7 @@ links), and keeps a part where that is harmless: an address's network, a URL's p
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -26,23 +27,21 @@ _NUMBER = rf"[0-9]{{1,5}}{_FRACTION}"
 #: Behind a number: the rest of a time, or a port. Between colons two digits, no more and no fewer, or an IPv6 address
 #: in which digits happen to stand around each colon would pass.
 _COLON = r"(?::[0-9]{2}(?:[0-9]{1,3}|(?::[0-9]{2})*%s))?"
-#: What parts two numbers that are not one telephone number. ":" only in times and in ports behind a number.
-_NUMBERS = rf"(?:{_NUMBER}(?:[ \-(/)]{_BETWEEN})?)?"
-_TIMES = rf"(?:{_NUMBER}{_COLON % _FRACTION}(?:[ \-(/)]{_BETWEEN})?)?"
+#: A number, and behind a blank another of three digits at most, as in `HTTP/1.1" 200 512`: no rule takes two groups of
+#: which the second is as short. A third one may make them a telephone number.
+_SECOND = rf" (?:[0-9]{{1,3}}(?:[ \-(/)]{_BETWEEN})?|[ \-.(/)]{_BETWEEN})?"
+_NUMBERS = rf"(?:{_NUMBER}(?:{_SECOND}|[\-(/)]{_BETWEEN})?)?"
 #: In SQL, "=" and a placeholder: "id = ?", or "id = $1" that became "id = $?".
 _PLACEHOLDER = r"= ?\$?\?"
 #: ":" only in times, ports behind a number, and "://": anywhere else a secret may follow, as in password:123.
 _DIGITS = rf"(?:[0-9]+{_COLON % ''})?"
 _NO_SIGN = rf"{_DIGITS}(?:[^0-9@=:%](?:://)?{_DIGITS})*"
-_NEITHER = rf"(?:[^0-9+ \-.(/)@=:%](?:://)?{_BETWEEN}{_TIMES})*"
 _WORDS = "[^0-9@=:%+]*"
 HARMLESS = {
-    # Neither digits nor signs: part of what `both` lets pass, and found out in half the time.
+    # Neither digits nor signs: part of what the others let pass, and found out in half the time.
     "words": rf"^{_WORDS}(?:{_PLACEHOLDER}(?:[ ),;]{_WORDS})?)*$",
     "numbers": rf"^{_BETWEEN}{_NUMBERS}(?:[^0-9+ \-.(/)]{_BETWEEN}{_NUMBERS})*$",
     "signs": rf"^{_NO_SIGN}(?:{_PLACEHOLDER}(?:[ ),;]{_NO_SIGN})?)*$",
-    # Neither numbers nor signs, so that one look does for both.
-    "both": rf"^{_BETWEEN}{_TIMES}{_NEITHER}(?:{_PLACEHOLDER}(?:[ ),;]{_BETWEEN}{_TIMES}{_NEITHER})?)*$",
     # Names and messages that pass this are not looked at any further, not even for what is looked for in all values.
     "plain": r"^[^0-9@=:%+-]*$",
 }
@@ -56,7 +55,6 @@ _IPV6 = (
 #: What is replaced within a field, and by what: a part of it stays.
 CUT_ADDRESS = ((rf"\b{_IPV4}", "${1}0"), (rf"\b{_IPV6}", "${1}::"))
 CUT_URL = ((r"://[^\s/@]+@", f"://{MASK}@"), (r"(^|[?&;#])([^=&;?#\s]+)=[^&;#\s]*", f"${{1}}${{2}}={MASK}"))
-CUT_URLS_IN_TEXT = ((r"([?&][\w.%\[\]-]+=)[^\s&#\"'<>]+", f"${{1}}{MASK}"),)
 CUT_SQL = (
     (r"'(?:[^']|'')*(?:'|$)", "?"),
     (r'"[^"]*[^\w."][^"]*"', "?"),  # not a name, so a text, as MySQL takes it
@@ -65,8 +63,13 @@ CUT_SQL = (
 )
 #: Statements in which nothing is to be replaced: all their values are placeholders.
 UNCUT_SQL = r"""^[^0-9'"$]*$"""
-#: Of what is cut in log bodies each holds one of these; that a text holds one fixed character is found out at once.
-CUT_BODY = (".", ":", "@", "=")
+#: What is cut in log bodies, and what these must hold for it: that a text has a fixed character is found out at once.
+CUT_BODY = (
+    ([r"[.]\d{1,3}[.]"], CUT_ADDRESS[0]),
+    (["[:][0-9a-fA-F]{0,4}[:]"], CUT_ADDRESS[1]),
+    (["://"], CUT_URL[0]),
+    (["[?]", "[&]"], (r"([?&][\w.%\[\]-]+=)[^\s&#\"'<>]+", f"${{1}}{MASK}")),
+)
 
 
 def processors(settings: Settings) -> dict[str, list[str]]:
@@ -92,10 +95,8 @@ def configuration(settings: Settings) -> dict[str, Any]:
             blocked_key_patterns=settings["watchpost_redaction_blocked_keys"],
             blocked_values=_patterns(settings, "always"),
         ),
-        "redaction/extra": _redactor(
-            settings, blocked_values=[rule["pattern"] for rule in settings["watchpost_redaction_extra_rules"]]
-        ),
-        # Each by itself: most texts with signs have harmless numbers, and to search a text for all numbers takes 100 µs.
+        "redaction/extra": _redactor(settings, blocked_values=_spelled(settings["watchpost_redaction_extra_rules"])),
+        # Each by itself: most texts with signs have harmless numbers, and the search for all numbers takes longest.
         "redaction/signs": _redactor(
             settings,
             allowed_values=[HARMLESS["words"], HARMLESS["signs"], *settings["ids"]],
@@ -121,7 +122,7 @@ def rules_one_by_one(settings: Settings) -> dict[str, Any]:
     """
     alone: dict[str, dict[str, Any]] = {}
     for rule in [*settings["watchpost_redaction_rules"], *settings["watchpost_redaction_extra_rules"]]:
-        alone[f"redaction/{rule['name']}"] = {"blocked_values": [rule["pattern"]]}
+        alone[f"redaction/{rule['name']}"] = {"blocked_values": _spelled([rule])}
     alone["redaction/watchpost_redaction_blocked_keys"] = {
         "blocked_key_patterns": settings["watchpost_redaction_blocked_keys"]
     }
@@ -142,7 +143,7 @@ class _Groups:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.untouched = {*settings["watchpost_redaction_allowed_keys"], *settings["watchpost_redaction_hashed_keys"]}
-        self.extra = [rule["pattern"] for rule in settings["watchpost_redaction_extra_rules"]]
+        self.extra = _spelled(settings["watchpost_redaction_extra_rules"])
 
     def traces(self) -> Iterator[dict[str, Any]]:
         yield from self._scope_and_resource()
@@ -168,15 +169,15 @@ class _Groups:
     def logs(self) -> Iterator[dict[str, Any]]:
         yield from self._scope_and_resource()
         yield from self._hashed("log")
-        cuts = {"numbers": CUT_ADDRESS[:1], "signs": (*CUT_ADDRESS[1:], *CUT_URL[:1], *CUT_URLS_IN_TEXT)}
-        holds = " or ".join(f'IsMatch(log.body, "[{character}]")' for character in CUT_BODY)
+        allowed = "".join(f" and not IsMatch(log.body, {json.dumps(pattern)})" for pattern in _allowed(self.settings))
         yield _group(
             "log",
-            [f"IsString(log.body) and ({holds}) and {self._suspicious('log.body', 'both')}"],
+            ["IsString(log.body)"],
             [
-                f"{statement} where {self._suspicious('log.body', search)}"
-                for search, replacements in cuts.items()
-                for statement in _replace("log.body", replacements)
+                f"{statement} where ({holds}){allowed}"
+                for signs, cut in CUT_BODY
+                for holds in [" or ".join(f"IsMatch(log.body, {json.dumps(sign)})" for sign in signs)]
+                for statement in _replace("log.body", [cut])
             ],
         )
         yield from self._text("log", "log.severity_text", "log.event_name")
@@ -248,7 +249,21 @@ class _Groups:
 
 
 def _patterns(settings: Settings, search: str) -> list[str]:
-    return [rule["pattern"] for rule in settings["watchpost_redaction_rules"] if rule["search"] == search]
+    return _spelled(rule for rule in settings["watchpost_redaction_rules"] if rule["search"] == search)
+
+
+def _spelled(rules: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the patterns of rules; of those with words one for each letter that these begin with, small and large."""
+    patterns = []
+    for rule in rules:
+        rests: dict[str, list[str]] = {}
+        for word in rule.get("words") or []:
+            for letter in dict.fromkeys((word[0].lower(), word[0].upper())):
+                rests.setdefault(letter, []).append(word[1:])
+        patterns += [f"{letter}(?i:{'|'.join(rest)}){rule['pattern']}" for letter, rest in rests.items()]
+        if not rests:
+            patterns.append(rule["pattern"])
+    return patterns
 
 
 def _allowed(settings: Settings) -> list[str]:
@@ -267,7 +282,7 @@ def _joined(patterns: Iterable[str]) -> list[str]:
         start = r"\b" if pattern.startswith(r"\b") else ""
         group = groups[start]
         alternative = f"(?:{pattern.removeprefix(start)})"
-        if pattern.startswith((r"\+", r"\(", "://")):
+        if re.match(r"\\[+(]|://|[A-Za-z]", pattern):
             alone.append(pattern)
         elif group and len(group[-1]) + len(alternative) < JOINED:
             group[-1] += f"|{alternative}"

@@ -3,19 +3,11 @@
 
 from __future__ import annotations
 
-import datetime
-import os
-import tempfile
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-
-try:
-    from cryptography import x509
-
-    HAS_CRYPTOGRAPHY = True
-except ImportError:  # a fresh host in check mode
-    HAS_CRYPTOGRAPHY = False
+from ansible.module_utils.watchpost_certificates import HAS_CRYPTOGRAPHY, ends
+from ansible.module_utils.watchpost_generation import write
 
 DOCUMENTATION = """
 module: watchpost_pki_expiry
@@ -27,8 +19,6 @@ options:
   path: {description: The file of metrics that is written; none when only the answer is wanted., type: path}
   host: {description: A label that says whose certificates they are., type: str, required: true}
 """
-
-METRIC = "watchpost_certificate_not_after_timestamp_seconds"
 
 
 def main() -> None:
@@ -45,44 +35,16 @@ def main() -> None:
     )
     if module.check_mode and not HAS_CRYPTOGRAPHY:
         module.exit_json(changed=True)
-    base = Path(module.params["directory"])
-    certificates = {name: base / name / "tls.crt" for name in module.params["identities"]} | {"ca": base / "ca.crt"}
-    if module.params["gateway"]:
-        certificates["gateway_public"] = base / "gateway/public.crt"
-    lines = [f"# HELP {METRIC} When a certificate ends.\n", f"# TYPE {METRIC} gauge\n"]
-    for identity, path in sorted(certificates.items()):
-        try:
-            certificate = x509.load_pem_x509_certificate(path.read_bytes())
-        except FileNotFoundError:
-            if module.check_mode:
-                continue  # it would have been made
-            raise
-        end = f"{not_after(certificate).timestamp():.0f}"
-        lines.append(f'{METRIC}{{host="{module.params["host"]}",identity="{identity}"}} {end}\n')
-    text, changed = "".join(lines), False
+    p, check = module.params, module.check_mode
+    # In check mode one may be missing that a run would have made.
+    text = ends(Path(p["directory"]), p["identities"], p["gateway"], p["host"], partly=check)
+    changed = False
     if module.params["path"]:
         target = Path(module.params["path"])
         changed = not target.exists() or target.read_text() != text
         if changed and not module.check_mode:
-            write(target, text)
+            write(target, text, 0o644)
     module.exit_json(changed=changed, text=text)
-
-
-def not_after(certificate: x509.Certificate) -> datetime.datetime:
-    """Return when a certificate ends; Debian 12's cryptography has only the name without a time zone."""
-    if hasattr(certificate, "not_valid_after_utc"):
-        return certificate.not_valid_after_utc
-    return certificate.not_valid_after.replace(tzinfo=datetime.timezone.utc)  # noqa: UP017
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file in one step: node_exporter must never read half of it."""
-    path.parent.mkdir(mode=0o755, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-        os.fchmod(handle, 0o644)
-    Path(name).rename(path)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import datetime
 import grp
 import ipaddress
 import pwd
@@ -11,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.watchpost_certificates import (
+    HAS_CRYPTOGRAPHY,
+    expires_within,
+    not_after,
+    public_bytes,
+    read_certificate,
+    signed_by,
+)
 
-try:
+if HAS_CRYPTOGRAPHY:
     from cryptography import x509
-    from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import serialization
-
-    HAS_CRYPTOGRAPHY = True
-except ImportError:  # a fresh host in check mode
-    HAS_CRYPTOGRAPHY = False
 
 DOCUMENTATION = """
 module: watchpost_pki_state
@@ -192,14 +194,6 @@ def is_link_to(path: Path, target: str) -> bool:
     return path.is_symlink() and str(path.readlink()) == target
 
 
-def read_certificate(path: Path) -> x509.Certificate | None:
-    """Read a certificate; one that is missing or cut short counts as none."""
-    try:
-        return x509.load_pem_x509_certificate(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-
-
 def wrong_access(path: Path, group: str, mode: int) -> list[str]:
     """Return what is wrong with a path's owner and mode; it should be root's and this group's."""
     status = path.stat()
@@ -224,54 +218,11 @@ def group_name(number: int) -> str:
         return str(number)
 
 
-def public_bytes(key: Any) -> bytes:  # noqa: ANN401 - a public key of any kind
-    """Return a public key in a form that can be compared."""
-    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-
-
-def not_after(certificate: x509.Certificate) -> datetime.datetime:
-    """Return when a certificate ends; Debian 12's cryptography has only the name without a time zone."""
-    if hasattr(certificate, "not_valid_after_utc"):
-        return certificate.not_valid_after_utc
-    return certificate.not_valid_after.replace(tzinfo=datetime.timezone.utc)  # noqa: UP017
-
-
-def expires_within(certificate: x509.Certificate, days: int) -> bool:
-    """Tell whether a certificate ends within so many days."""
-    now = datetime.datetime.now(datetime.timezone.utc)  # noqa: UP017
-    return not_after(certificate) <= now + datetime.timedelta(days=days)
-
-
 def end_of(certificate: x509.Certificate, days: int) -> str:
     """Say that a certificate has expired, or will within so many days; nothing for one that lasts longer."""
     if expires_within(certificate, 0):
         return f"it expired on {not_after(certificate):%Y-%m-%d}"
     return f"it expires within {days} days" if expires_within(certificate, days) else ""
-
-
-def signed_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
-    """Tell whether a CA signed a certificate."""
-    try:
-        certificate.verify_directly_issued_by(ca)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    except AttributeError:  # Debian 12 has cryptography 38; the method came with 40
-        return signed_by_key(certificate, ca)
-    return True
-
-
-def signed_by_key(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
-    """The same for an older cryptography, by hand: issuer and signature."""
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key, algorithm = ca.public_key(), certificate.signature_hash_algorithm
-    if certificate.issuer != ca.subject or not isinstance(key, ec.EllipticCurvePublicKey) or algorithm is None:
-        return False
-    try:
-        key.verify(certificate.signature, certificate.tbs_certificate_bytes, ec.ECDSA(algorithm))
-    except InvalidSignature:
-        return False
-    return True
 
 
 def common_name(certificate: x509.Certificate) -> str:

@@ -6,6 +6,10 @@ All problems are reported together, each naming the thing and, where it can, wha
 from __future__ import annotations
 
 import difflib
+import ipaddress
+import json
+import re
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +18,8 @@ from typing import Any, NamedTuple
 from ansible.errors import AnsibleError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # the project is not installed where Ansible runs
 
 TESTED = {("debian", "12"), ("debian", "13"), ("ubuntu", "24.04")}
 ARCHITECTURES = ("x86_64", "aarch64")
@@ -41,7 +47,9 @@ BUDGETS = {
     "tempo_retention_gib": (1024, ["tempo"]),
     "loki_retention_gib": (1024, ["loki"]),
     "prometheus_retention_gib": (1024, ["prometheus"]),
+    "taskboard_max_mib": (1, ["taskboard"]),
     "otel_collector_queue_mib": (3, ["otel_collector"]),  # a queue for each signal
+    "agent_queue_mib": (3, ["agent"]),  # likewise
     # Must stay free beside that: a store is stopped below this, and started again at twice as much.
     "retention_least_free_mib": (2, ["tempo", "loki", "prometheus"]),
 }
@@ -74,11 +82,12 @@ class ActionModule(ActionBase):
         registry = as_mapping(self._value("watchpost_endpoints"))
         components = as_list(self._value("watchpost_components"))
         inventory = [
+            *name_problems(self._value("watchpost_public_name")),
             *registry_problems(registry, components, as_list(self._value("pki_extra_identities"))),
             *group_problems(registry, components, variables["groups"], variables["inventory_hostname"]),
         ]
         problems += [Problem("variables", problem) for problem in inventory]
-        problems += self._host(args, variables, registry, components)
+        problems += self._host(result, args, variables, registry, components)
         if problems:
             count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
             lines = "\n".join(f"  - {problem}" for _, problem, _ in problems)
@@ -119,28 +128,43 @@ class ActionModule(ActionBase):
                 near = difflib.get_close_matches(name, specs[role_name], 1, 0.6)
                 owner = "a shared variable" if role_name == "watchpost" else f"a variable of the role {role_name}"
                 yield f"{name} is not {owner}" + (f"; did you mean {near[0]}?" if near else "")
-        for role_name, spec in specs.items():
-            values = {}
-            for name, option in spec.items():
-                if name in variables:
-                    try:
-                        values[name] = self._templar.template(variables[name])
-                    except AnsibleError as error:
-                        yield f"{name} cannot be worked out: {one_line(error)}"
-                elif option.get("required") and role_name != "service":  # whose callers give it what it requires
-                    wanted = role_name in (*variables["group_names"], "preflight", "inputs", "host", "pki", "watchpost")
-                    if wanted:
-                        yield f"{name} is not set: {option['description']}"
-            checked = {name: spec[name] for name in values}
-            result = ArgumentSpecValidator(checked).validate(values, validate_role_argument_spec=True)
-            problems = [*result.error_messages, *number_problems(checked, result.validated_parameters)]
-            # When each value is sound by itself: what the role has against them taken together.
-            yield from problems or as_list(self._value(f"__{role_name}_problems"))
+        wanted = {*variables["group_names"], "preflight", "inputs", "host", "pki", "watchpost"}
+        wanted.discard("service")  # whose callers give it what it requires
+        alone = {name: list(self._alone(spec, variables, wanted=name in wanted)) for name, spec in specs.items()}
+        for name, problems in alone.items():
+            try:
+                # When each value is sound by itself: what the role has against them taken together.
+                yield from problems or self._templar.template(self._raw.get(f"__{name}_problems", []))
+            except AnsibleError as error:
+                # With a problem named already, that may well be the reason.
+                if not any(alone.values()):
+                    yield f"the check of the role {name} (__{name}_problems) cannot be worked out: {one_line(error)}"
+
+    def _alone(self, spec: dict[str, Any], variables: dict[str, Any], *, wanted: bool) -> Iterator[str]:
+        """Check each variable of a role by itself; of a role that is wanted here, what it requires must be set."""
+        values = {}
+        for name, option in spec.items():
+            if name in variables:
+                try:
+                    values[name] = self._templar.template(variables[name])
+                except AnsibleError as error:
+                    yield f"{name} cannot be worked out: {one_line(error)}"
+            elif option.get("required") and wanted:
+                yield f"{name} is not set: {option['description']}"
+        checked = {name: spec[name] for name in values}
+        result = ArgumentSpecValidator(checked).validate(values, validate_role_argument_spec=True)
+        yield from result.error_messages
+        yield from number_problems(checked, result.validated_parameters)
 
     def _host(
-        self, args: dict[str, Any], variables: dict[str, Any], registry: Mapping[str, Any], components: list[str]
+        self,
+        result: dict[str, Any],
+        args: dict[str, Any],
+        variables: dict[str, Any],
+        registry: Mapping[str, Any],
+        components: list[str],
     ) -> Iterator[Problem]:
-        """Look at the host and judge what is there."""
+        """Look at the host and judge what is there; what other roles must know of it goes into the result's facts."""
         endpoints = {
             endpoint["port"]: (f"{component}.{name}", endpoint["bind"])
             for component in components
@@ -150,13 +174,24 @@ class ActionModule(ActionBase):
         began = time.time()
         found = self._execute_module(
             module_name="watchpost_preflight",
-            module_args={"directories": list(args["min_disk_mb"]), "ports": list(endpoints), "data": DATA},
+            module_args={
+                "directories": list(args["min_disk_mb"]),
+                "ports": list(endpoints),
+                "data": DATA,
+                "mark": f"{self._value('watchpost_config_dir')}/deployment",
+            },
             task_vars=variables,
         )
         ended = time.time()
         if found.get("failed") or "clock" not in found:
             yield Problem("host", f"the host cannot be looked at: {found.get('msg', found)}")
             return
+        result["ansible_facts"] = {"watchpost_ssh_ports": found["ssh_ports"]}
+        if (ports := sorted(port for port, (_, bind) in endpoints.items() if bind == "any")) and found["firewalls"]:
+            result["warnings"] = [
+                f"another firewall is at work on the host (nft list table {', '.join(found['firewalls'])}); "
+                f"it must let in TCP {', '.join(map(str, ports))} too, or nobody reaches the appliance"
+            ]
         release = found["os_release"]
         if (release.get("ID"), release.get("VERSION_ID")) not in TESTED and not args["allow_untested_os"]:
             yield Problem(
@@ -199,6 +234,10 @@ class ActionModule(ActionBase):
                 f"the host's clock is {offset:.0f} s {side} this machine's; "
                 "set it right, as certificates and traces depend on it",
             )
+        if self._value("watchpost_owns_host") and not args["allow_other_secrets"]:
+            deployment, inventory = str(self._value("watchpost_deployment")), str(variables.get("inventory_dir", ""))
+            for problem in secrets_problems(deployment, found["mark"], inventory):
+                yield Problem("host", problem)
         for listener in found["listeners"]:
             key, bind = endpoints[listener["port"]]
             ours = listener["unit"].startswith("watchpost-")
@@ -232,6 +271,33 @@ def budget_problems(values: Mapping[str, Any], components: list[str], room_mb: i
         yield (
             f"{DATA} has room for {room_mb} MiB, but {sum(wanted.values())} MiB may be kept there ({sums}); "
             "keep less, or give it a larger disk"
+        )
+
+
+def secrets_problems(deployment: str, mark: str, inventory: str) -> Iterator[str]:
+    """Check that a run would neither replace the host's secrets nor give it those of another's."""
+    from watchpost.secrets import SecretsError, estranged
+
+    try:
+        problem = estranged(deployment, json.loads(mark or "{}"), inventory)
+    except (SecretsError, OSError, ValueError) as error:
+        problem = f"whether the host's secrets are those of deployment {deployment} cannot be told: {error}"
+    if problem:
+        yield f"{problem}; to go on all the same: preflight_allow_other_secrets"
+
+
+def name_problems(name: object) -> Iterator[str]:
+    """Check that the public name can stand in addresses and certificates."""
+    if not isinstance(name, str):
+        return  # it is among the problems already
+    try:
+        sound = "%" not in name and bool(ipaddress.ip_address(name))  # with a zone it means something to one host only
+    except ValueError:
+        sound = all(re.fullmatch(r"\w([\w-]*\w)?", label, re.ASCII) for label in name.split("."))
+    if not sound:
+        yield (
+            f"watchpost_public_name is {name!r}; it must be a host name or an address, without scheme, port, brackets "
+            "or blanks (the port is watchpost_endpoints.gateway.https.port)"
         )
 
 

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
+import subprocess
 import time
 
 from ansible.module_utils.basic import AnsibleModule
@@ -19,6 +21,7 @@ options:
   directories: {description: Where to measure free disk space., type: list, elements: path, required: true}
   ports: {description: Whose listeners to look for., type: list, elements: int, required: true}
   data: {description: The directory whose room for data to measure., type: path, required: true}
+  mark: {description: The file in which the role C(host) says whose secrets are here., type: path, required: true}
 """
 
 
@@ -29,9 +32,11 @@ def main():  # noqa: ANN201
             "directories": {"type": "list", "elements": "path", "required": True},
             "ports": {"type": "list", "elements": "int", "required": True},
             "data": {"type": "path", "required": True},
+            "mark": {"type": "path", "required": True},
         },
         supports_check_mode=True,
     )
+    found = listeners()
     module.exit_json(
         changed=False,
         os_release=os_release(),
@@ -42,7 +47,10 @@ def main():  # noqa: ANN201
         memory_mb=int(re.search(r"MemTotal:\s+(\d+)", read("/proc/meminfo")).group(1)) // 1024,
         free_mb={directory: free_mb(directory) for directory in module.params["directories"]},
         data_mb=free_mb(module.params["data"]) + used_mb(module.params["data"]),
-        listeners=listeners(set(module.params["ports"])),
+        mark=read(module.params["mark"]),
+        listeners=[each for each in found if each["port"] in module.params["ports"]],
+        ssh_ports=ssh_ports(found),
+        firewalls=firewalls(),
         clock=time.time(),
     )
 
@@ -82,19 +90,20 @@ def used_mb(directory):  # noqa: ANN001, ANN201
     return total // 1024 // 1024
 
 
-def listeners(ports):  # noqa: ANN001, ANN201
-    """Return who listens on these TCP ports: port, whether on loopback only, process, pid and systemd unit."""
+def listeners():  # noqa: ANN201
+    """Return who listens by TCP: port, whether on loopback only or on every address, process, pid and systemd unit."""
     sockets = {}
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         for line in read(table).splitlines()[1:]:
             fields = line.split()
             address, _, port = fields[1].partition(":")
-            if fields[3] == "0A" and int(port, 16) in ports:
+            if fields[3] == "0A":
                 # Addresses are little-endian hexadecimal; these are 127.x.y.z, the same mapped into IPv6, and ::1.
                 loopback = address.endswith("7F") or address == "00000000000000000000000001000000"
                 wildcard = not address.strip("0")
                 sockets[f"socket:[{fields[9]}]"] = {"port": int(port, 16), "loopback": loopback, "wildcard": wildcard}
-    for pid in filter(str.isdigit, os.listdir("/proc") if sockets else []):  # noqa: PTH208
+    # In order, so that of a socket which systemd has handed on the one who got it is told.
+    for pid in sorted(filter(str.isdigit, os.listdir("/proc") if sockets else []), key=int):  # noqa: PTH208
         try:
             links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]  # noqa: PTH115, PTH208
         except OSError:
@@ -107,6 +116,28 @@ def listeners(ports):  # noqa: ANN001, ANN201
                 unit=unit.group(1) if unit else "",
             )
     return [dict({"process": "", "pid": 0, "unit": ""}, **found) for found in sockets.values()]
+
+
+def ssh_ports(found):  # noqa: ANN001, ANN201
+    """Return the ports at which sshd can be reached from outside, also those that systemd holds for it."""
+    ports = {each["port"] for each in found if each["process"] == "sshd" and not each["loopback"]}
+    try:
+        sockets = subprocess.run(["systemctl", "list-sockets", "--no-legend"], capture_output=True, text=True)
+    except OSError:
+        return sorted(ports)  # without systemd, for which the host is refused
+    held = re.findall(r"^\S*:(\d+)\s+sshd?\.socket\b", sockets.stdout, re.MULTILINE)
+    return sorted(ports | set(map(int, held)))
+
+
+def firewalls():  # noqa: ANN201
+    """Return the nftables tables of others that drop what they do not know; iptables and ufw make such ones too."""
+    try:
+        listed = subprocess.run(["/usr/sbin/nft", "--json", "list", "chains"], capture_output=True, text=True)
+    except OSError:
+        return []  # it is not installed yet
+    chains = [item.get("chain", {}) for item in json.loads(listed.stdout or "{}").get("nftables", [])]
+    closed = [each for each in chains if each.get("hook") == "input" and each.get("policy") == "drop"]
+    return sorted({f"{each['family']} {each['table']}" for each in closed} - {"inet watchpost"})
 
 
 if __name__ == "__main__":

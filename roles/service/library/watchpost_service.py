@@ -215,7 +215,7 @@ class Service:
         for directory in (self.home, home.parent):
             directory.chmod(0o755)
         for path, text in self.p["files"].items():
-            write(home / path, text, 0o640, 0, gid)
+            write(home / path, text, 0o750 if text.startswith("#!") else 0o640, 0, gid)  # a script is run, not read
         for directory in (home, *(path for path in home.rglob("*") if path.is_dir())):
             os.chown(directory, 0, gid)
             directory.chmod(0o750)
