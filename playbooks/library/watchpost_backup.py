@@ -68,6 +68,7 @@ class Backup:
 
     def save(self, *, live: bool) -> dict[str, str]:
         """Write the archive; return the versions of those whose state is in it."""
+        self.archive.parent.mkdir(mode=0o755, parents=True, exist_ok=True)  # a fresh host has nothing yet
         handle = os.open(self.archive, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
         with os.fdopen(handle, "wb") as file, tarfile.open(fileobj=file, mode="w:gz") as tar:
             for path in self.authority():
