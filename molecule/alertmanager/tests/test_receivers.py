@@ -438,3 +438,17 @@ def test_secrets_are_not_in_the_output_of_the_run(world, host):
 def test_way_out_is_open_only_for_who_tells(world, host, exposure):
     assert "IPAddressDeny=\n" in host.file(f"/etc/systemd/system/{unit_name('alertmanager')}").content_string
     assert exposure("alertmanager") <= 2.5
+
+
+def test_what_goes_on_is_told_again(resolved, host):
+    def told():
+        events = [message.body for message in resolved.web.at("/pagerduty/v2/enqueue")]
+        return [e["dedup_key"] for e in events if (e["payload"]["class"], e["event_action"]) == ("GoesOn", "trigger")]
+
+    run = play("alertmanager", **resolved.variables | {"alertmanager_repeat_interval": "50s"})
+    assert run.code == 0, run.output
+    now = datetime.now(UTC)
+    goes_on = {"labels": {"alertname": "GoesOn", "severity": "page"}}
+    post(asker(host), [goes_on], startsAt=now.isoformat(), endsAt=(now + timedelta(hours=1)).isoformat())
+    wait_until(lambda: len(told()) == 2, seconds=120)  # looked at once a minute
+    assert len(set(told())) == 1
