@@ -16,6 +16,7 @@ LONGEST = (
     "appliance",
     "doctor",
     "pipeline",
+    "backup",
     "grafana",
     "service",
     "taskboard",

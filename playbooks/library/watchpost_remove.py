@@ -164,6 +164,7 @@ def remove(p: dict[str, Any], *, really: bool) -> tuple[list[str], list[str]]:
             path.unlink()
         for unit in units:
             shutil.rmtree(UNITS / f"{unit}.d", ignore_errors=True)  # what was added to it by hand
+            Path("/var/lib/systemd/timers", f"stamp-{unit}").unlink(missing_ok=True)  # when a timer was due last
         if masked:
             NGINX.unlink()
         if units or lost or masked:
