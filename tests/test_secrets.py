@@ -186,7 +186,7 @@ def test_renamed_inventory_is_told_the_name_of_its_secrets(home, marked, monkeyp
 
 def test_secrets_of_another_host_are_not_given_to_this_one(home, marked):
     said = secrets.estranged("lab", marked | {"id": "another"}, str(home / "lab"))
-    assert f"move {home}/state/watchpost/lab away, which is of another host, and copy" in said
+    assert f"move {home}/state/watchpost/lab away, which holds other secrets, and copy" in said
 
 
 def test_new_host_does_not_get_the_secrets_of_another_inventory_of_that_name(home, marked):

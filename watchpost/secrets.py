@@ -176,7 +176,7 @@ def estranged(deployment: str, mark: Mapping[str, str], inventory: str) -> str:
     rename = f"set watchpost_deployment: {name}" if name != deployment else ""
     if rename and SecretStore(name).path.exists():
         return f"the host has the secrets of deployment {name}, and this inventory is of {deployment}; {rename}"
-    aside = f"move {home} away, which is of another host, and " if own and not rename else ""
+    aside = f"move {home} away, which holds other secrets, and " if own and not rename else ""
     return (
         f"the host has secrets of deployment {name} that this machine does not know, and a run would replace all of "
         f"them; {aside}copy {state_dir(name)} and {own_password_file()} from the machine that ran site.yml before"
