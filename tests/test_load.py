@@ -6,6 +6,7 @@ The endpoint and Grafana stand behind `httpx.MockTransport`; the real ones are a
 import base64
 import json
 import re
+import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -151,6 +152,18 @@ def test_shifted_telemetry_carries_other_times():
     )
     times = [one.resource_logs[0].scope_logs[0].log_records[0].time_unix_nano for one in (now, past)]
     assert 3599e9 < times[0] - times[1] < 3601e9
+
+
+def test_counter_has_one_start():
+    """Prometheus keeps a zero at each start: one that falls on an earlier point's time takes that point's place."""
+    telemetry, starts = Telemetry(shift=-3600.0), set()
+    for _ in range(3):
+        request = ExportMetricsServiceRequest.FromString(telemetry.batch(Signal.METRICS, 10).body)
+        for point in request.resource_metrics[0].scope_metrics[0].metrics[0].sum.data_points:
+            assert point.start_time_unix_nano < point.time_unix_nano
+            starts.add(point.start_time_unix_nano)
+    assert len(starts) == 1
+    assert abs(starts.pop() / 1e9 - (time.time() - 3600)) < 10
 
 
 def test_load_keeps_its_rate():

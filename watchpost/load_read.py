@@ -152,7 +152,8 @@ class Reader:
         query = f'{{__name__=~"{name}(_total)?",{labels}}}[{window}s]'
         answer = self.stores.proxied(PROMETHEUS, "api/v1/query", {"query": query, "time": self._end})
         series: list[dict[str, Any]] = answer["data"]["result"]
-        return Counter(point_key(one["metric"]["series"], float(value)) for one in series for _, value in one["values"])
+        points = [(one["metric"]["series"], float(value)) for one in series for _, value in one["values"]]
+        return Counter(point_key(name, value) for name, value in points if value)  # a zero marks the start
 
     @property
     def _begin(self) -> float:

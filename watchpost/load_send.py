@@ -73,6 +73,7 @@ class Telemetry:
     run: str = field(default_factory=lambda: secrets.token_hex(4))
     shift: float = 0.0
     service: str = ""
+    began: int = field(default_factory=lambda: time.time_ns() - 1_000_000_000)  # of the counter; not shifted
     _numbers: dict[Signal, itertools.count[int]] = field(
         default_factory=lambda: {signal: itertools.count() for signal in Signal}
     )
@@ -152,7 +153,8 @@ class Telemetry:
         for series in range(min(size, SERIES)):
             metric.sum.data_points.add(
                 attributes=[_attribute("series", str(series))],
-                start_time_unix_nano=now - 1_000_000_000,
+                # One start for all: Prometheus keeps a zero at each, also in the place of an earlier point.
+                start_time_unix_nano=self.began + int(self.shift * 1e9),
                 time_unix_nano=now,
                 as_int=value,
             )

@@ -26,7 +26,7 @@ _FRACTION = r"(?:\.(?:[0-9]{1,3}(?:\.(?:[0-9]{1,3}(?:\.0?)?)?)?)?)?"
 _NUMBER = rf"[0-9]{{1,5}}{_FRACTION}"
 #: Behind a number: the rest of a time, or a port. Between colons two digits, no more and no fewer, or an IPv6 address
 #: in which digits happen to stand around each colon would pass.
-_COLON = r"(?::[0-9]{2}(?:[0-9]{1,3}|(?::[0-9]{2})*%s))?"
+_COLON = r"(?::[0-9]{2}(?:[0-9]{1,3}|(?::[0-9]{2})*))?"
 #: A number, and behind a blank another of three digits at most, as in `HTTP/1.1" 200 512`: no rule takes two groups of
 #: which the second is as short. A third one may make them a telephone number.
 _SECOND = rf" (?:[0-9]{{1,3}}(?:[ \-(/)]{_BETWEEN})?|[ \-.(/)]{_BETWEEN})?"
@@ -34,7 +34,7 @@ _NUMBERS = rf"(?:{_NUMBER}(?:{_SECOND}|[\-(/)]{_BETWEEN})?)?"
 #: In SQL, "=" and a placeholder: "id = ?", or "id = $1" that became "id = $?".
 _PLACEHOLDER = r"= ?\$?\?"
 #: ":" only in times, ports behind a number, and "://": anywhere else a secret may follow, as in password:123.
-_DIGITS = rf"(?:[0-9]+{_COLON % ''})?"
+_DIGITS = rf"(?:[0-9]+{_COLON})?"
 _NO_SIGN = rf"{_DIGITS}(?:[^0-9@=:%](?:://)?{_DIGITS})*"
 _WORDS = "[^0-9@=:%+]*"
 HARMLESS = {
