@@ -8,13 +8,15 @@ latter two are sealed by Ansible Vault with the password of the secrets, which i
 from __future__ import annotations
 
 import datetime
+import gzip
 import io
 import json
 import sys
 import tarfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 import typer
@@ -25,6 +27,8 @@ from watchpost.secrets import SecretsError, SecretStore, write_private
 FORMAT = 1
 MANIFEST, STATE, SECRETS = "manifest.json", "state.tar.gz.vault", "secrets.yml"
 
+NOT_WHOLE = (OSError, tarfile.TarError, EOFError, zlib.error)
+
 
 class BackupError(Exception):
     """The archive cannot be made or may not be used; the message says why, and what to do."""
@@ -33,17 +37,19 @@ class BackupError(Exception):
 def seal(state: Path, deployment: str, host: str, versions: Mapping[str, str], directory: Path) -> Path:
     """Make an archive of what a host has put together, with this machine's secrets; return where it is.
 
-    Its name tells deployment, host and time (UTC). Raises BackupError without secrets, and SecretsError when they do
-    not open: an archive of them would be worth nothing.
+    Its name tells deployment, host and time (UTC). Raises BackupError without secrets, or when what the host has put
+    together is not whole, and SecretsError when they do not open: an archive of them would be worth nothing.
     """
     store = SecretStore(deployment)
     if not store.read():
         raise BackupError(f"{store.path} is not there: run this on the machine from which site.yml was run")
+    content = state.read_bytes()
+    _check(content, str(state))
     now = datetime.datetime.now(datetime.UTC)
     manifest = {"format": FORMAT, "deployment": deployment, "host": host, "made": now.isoformat(timespec="seconds")}
     parts = {
         MANIFEST: json.dumps({**manifest, "versions": versions}, indent=2).encode() + b"\n",
-        STATE: store.seal(state.read_bytes()),
+        STATE: store.seal(content),
         SECRETS: store.path.read_bytes(),
     }
     packed = io.BytesIO()
@@ -63,16 +69,18 @@ def unseal(archive: Path, deployment: str, directory: Path, *, anyway: bool = Fa
     """Write `state.tar.gz` and `secrets.yml` (still sealed) of an archive into a directory; return its manifest.
 
     Raises BackupError for what is no whole archive, for one of another format, and, unless `anyway`, for one of another
-    deployment; SecretsError when the vault's password is another.
+    deployment; SecretsError when the vault's password is another. Whatever is written has been opened to its end.
     """
     try:
-        with tarfile.open(archive) as tar:
+        content = archive.read_bytes()
+    except OSError as error:
+        raise BackupError(f"{archive} cannot be read: {error}") from error
+    try:
+        with _opened(content) as tar:
             parts = {member.name: file.read() for member in tar if (file := tar.extractfile(member))}
         manifest: dict[str, Any] = json.loads(parts[MANIFEST])
         sealed, secrets, made_for = parts[STATE], parts[SECRETS], manifest["deployment"]
-    except OSError as error:
-        raise BackupError(f"{archive} cannot be read: {error}") from error
-    except (tarfile.TarError, EOFError, KeyError, ValueError) as error:
+    except (*NOT_WHOLE, KeyError, ValueError) as error:
         raise BackupError(f"{archive} is no whole archive of playbooks/backup.yml: {error!r}") from error
     if manifest.get("format") != FORMAT:
         raise BackupError(
@@ -86,10 +94,35 @@ def unseal(archive: Path, deployment: str, directory: Path, *, anyway: bool = Fa
         )
     store = SecretStore(deployment)
     plain = store.unseal(sealed, str(archive))
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check(plain, str(archive))
+    store.unseal(secrets, f"{SECRETS} in {archive}")
+    for each in (directory.parent, directory):
+        each.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_private(directory / STATE.removesuffix(".vault"), plain)
     write_private(directory / SECRETS, secrets)
     return manifest
+
+
+def _opened(packed: bytes) -> tarfile.TarFile:
+    """Open a tar file that gzip has packed, once its checksum was seen to be right; raise one of NOT_WHOLE."""
+    return tarfile.open(fileobj=io.BytesIO(gzip.decompress(packed)))
+
+
+def _check(state: bytes, name: str) -> None:
+    """Raise BackupError unless all that a host has put together is there, and is what its module may put back."""
+    try:
+        with _opened(state) as tar:
+            strange = [member.name for member in tar if not _may_be_put_back(member)]
+    except NOT_WHOLE as error:
+        raise BackupError(f"what the host has put together is not whole in {name}: {error!r}") from error
+    if strange:
+        raise BackupError(f"{name} holds what no backup has put there: {', '.join(strange)}")
+
+
+def _may_be_put_back(member: tarfile.TarInfo) -> bool:
+    parts = PurePosixPath(member.name).parts
+    inside = len(parts) > 1 and parts[0] in ("pki", "state") and ".." not in parts
+    return inside and (member.isdir() or member.isreg())
 
 
 app = typer.Typer(help="Seal and open what playbooks/backup.yml and restore.yml bring.", no_args_is_help=True)

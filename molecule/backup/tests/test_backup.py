@@ -180,7 +180,7 @@ def with_manifest(archive, path, **changes):
     """Write the archive with another manifest."""
     found = parts(archive)
     found["manifest.json"] = json.dumps(json.loads(found["manifest.json"]) | changes).encode()
-    with tarfile.open(path, "w") as tar:
+    with tarfile.open(path, "w:gz") as tar:
         for name, content in found.items():
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
