@@ -8,11 +8,11 @@ import os
 import pwd
 import shutil
 import sqlite3
+import stat
 import subprocess
 import tarfile
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -23,8 +23,10 @@ module: watchpost_backup
 short_description: Put together what cannot be made again, or put it back
 description:
   - The archive holds C(state/<component>/…), the state directories of some components, and C(pki/…), the CA and the
-    identities that are no component's (the components' are made by C(site.yml)).
+    identities that are no component's (the components' are made by C(site.yml)). Files and directories only, no links.
   - Of a service that runs, SQLite databases are copied by SQLite's online backup, and the copies are checked.
+  - What lies in a service's directory is written with that service's rights, not root's, and so it is read while the
+    service runs.
 options:
   action:
     description: >-
@@ -49,6 +51,8 @@ left_out: {description: Components in the archive that this host does not have.,
 SQLITE = b"SQLite format 3\0"
 #: What SQLite keeps beside a database that is open; the online backup has what they hold.
 BESIDE = ("-wal", "-shm", "-journal")
+#: Of a disk that is mounted on a state directory, and root's alone.
+LOST_FOUND = "lost+found"
 
 
 class BackupError(Exception):
@@ -68,13 +72,19 @@ class Backup:
 
     def save(self, *, live: bool) -> dict[str, str]:
         """Write the archive; return the versions of those whose state is in it."""
-        self.archive.parent.mkdir(mode=0o755, parents=True, exist_ok=True)  # a fresh host has nothing yet
-        handle = os.open(self.archive, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
-        with os.fdopen(handle, "wb") as file, tarfile.open(fileobj=file, mode="w:gz") as tar:
-            for path in self.authority():
-                tar.add(path, f"pki/{path.relative_to(self.pki)}", recursive=False)
-            for component in self.p["components"]:
-                self.add_state(tar, component, live=live)
+        copies = self.archive.with_name(f"{self.archive.name}.copies")
+        shutil.rmtree(copies, ignore_errors=True)  # a run that was cut off has left them
+        make(copies, 0o711)  # a fresh host has nothing yet, not even what that is in
+        try:
+            with tarfile.open(self.archive, "w:gz") as tar:
+                for path in self.authority():
+                    add(tar, path, f"pki/{path.relative_to(self.pki)}")
+                for component in self.p["components"]:
+                    if (state := Path(STATE, component)).is_dir():
+                        add(tar, state, f"state/{component}")
+                        self.add_state(tar, state, copies / component, live=live)
+        finally:
+            shutil.rmtree(copies)
         versions = {}
         for component in self.p["components"]:
             with contextlib.suppress(OSError):  # it is not deployed
@@ -91,39 +101,25 @@ class Backup:
                 yield top
                 yield from sorted(top.rglob("*"))
 
-    def add_state(self, tar: tarfile.TarFile, component: str, *, live: bool) -> None:
-        """Add a component's state."""
-        state = Path(STATE, component)
-        paths = sorted(state.rglob("*"))
-        databases = {path for path in paths if live and is_database(path)}
-        skipped = {path.with_name(path.name + end) for path in databases for end in BESIDE}
-        for path in paths:
-            name = f"state/{component}/{path.relative_to(state)}"
-            if path in databases:
-                self.add_database(tar, path, name)
-            elif path not in skipped:
-                with contextlib.suppress(FileNotFoundError):  # a temporary file: it is gone meanwhile
-                    tar.add(path, name, recursive=False)
-
-    def add_database(self, tar: tarfile.TarFile, path: Path, name: str) -> None:
-        """Add a copy of a database that may be written to meanwhile, once it was seen to be whole."""
-        with tempfile.TemporaryDirectory(dir=self.archive.parent, prefix=".backup.") as scratch:
-            copy = Path(scratch, path.name)
-            try:
-                with (
-                    contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=60)) as source,
-                    contextlib.closing(sqlite3.connect(copy)) as target,
-                ):
-                    source.backup(target)
-                    (verdict,) = target.execute("PRAGMA quick_check").fetchone()
-            except sqlite3.Error as error:
-                raise BackupError(f"{path} cannot be copied: {error}") from error
-            if verdict != "ok":
-                raise BackupError(f"{path} is damaged: {verdict}")
-            entry = tar.gettarinfo(str(path), name)  # owner and mode of the original
-            entry.size = copy.stat().st_size
-            with copy.open("rb") as file:
-                tar.addfile(entry, file)
+    def add_state(self, tar: tarfile.TarFile, state: Path, copies: Path, *, live: bool) -> None:
+        """Add what is in a component's state directory; `copies` is a place for copies of its databases."""
+        copies.mkdir()
+        owner = state.stat()
+        os.chown(copies, owner.st_uid, owner.st_gid)
+        with as_owner(state) if live else contextlib.nullcontext():
+            paths = [path for path in sorted(state.rglob("*")) if LOST_FOUND not in path.parts]
+            databases = {path for path in paths if live and is_database(path)}
+            skipped = {path.with_name(path.name + end) for path in databases for end in BESIDE}
+            for path in paths:
+                name = f"state/{state.name}/{path.relative_to(state)}"
+                if path in databases:
+                    copy = copies / path.name
+                    copy_database(path, copy)
+                    add(tar, copy, name)
+                    copy.unlink()
+                elif path not in skipped:
+                    with contextlib.suppress(FileNotFoundError):  # a temporary file: it is gone meanwhile
+                        add(tar, path, name)
 
     # ---- putting back ----------------------------------------------------------------------------------------------
 
@@ -132,25 +128,25 @@ class Backup:
 
         It may be interrupted at any moment and done again: all that counts is in the archive.
         """
-        left_out = set()
         with tarfile.open(self.archive) as tar:
-            members = tar.getmembers()  # reads it to its end, so what is not whole is found before anything is touched
-            for component in self.p["components"]:
-                empty(Path(STATE, component))
-            for member in members:
-                kind, _, name = member.name.partition("/")
-                component = name.split("/")[0]
+            # Reads it to its end. The controller has looked that each is a file or directory of `pki` or `state`.
+            members = [(member, PurePosixPath(member.name).parts) for member in tar]
+            make(self.pki, 0o755)
+            for member, (kind, *inside) in members:
                 if kind == "pki":
-                    self.pki.mkdir(mode=0o755, parents=True, exist_ok=True)
-                    extract(tar, member, name, self.pki)
-                elif component in self.p["components"]:
-                    Path(STATE, component).mkdir(mode=0o750, parents=True, exist_ok=True)
-                    extract(tar, member, name, Path(STATE))
-                else:
-                    left_out.add(component)
-        for component in self.p["components"]:
-            own(Path(STATE, component), f"watchpost-{component.replace('_', '-')}")
-        return sorted(left_out)
+                    put_back(tar, member, self.pki.joinpath(*inside))
+            saved = {inside[0] for _, (kind, *inside) in members if kind == "state"}
+            for component in sorted(saved.intersection(self.p["components"])):
+                state, user = Path(STATE, component), pwd.getpwnam(f"watchpost-{component.replace('_', '-')}")
+                make(state.parent, 0o755)
+                make(state, 0o750)
+                empty(state)
+                os.chown(state, user.pw_uid, user.pw_gid)
+                with as_owner(state):
+                    for member, (kind, *inside) in members:
+                        if kind == "state" and inside[0] == component and inside[1:]:
+                            put_back(tar, member, state.joinpath(*inside[1:]))
+        return sorted(saved.difference(self.p["components"]))
 
     def stop(self) -> None:
         """Stop the services that there are; those of a fresh host are not there yet."""
@@ -160,6 +156,42 @@ class Backup:
             done = subprocess.run(["systemctl", "stop", *there], capture_output=True, text=True, check=False)
             if done.returncode:
                 raise BackupError(f"`systemctl stop {' '.join(there)}`: {done.stderr.strip()}")
+
+
+@contextlib.contextmanager
+def as_owner(directory: Path) -> Iterator[None]:
+    """Act with the rights of a directory's owner.
+
+    What a service keeps may be a trap for root, such as a link to what only root may read.
+    """
+    owner, me = directory.stat(), os.geteuid()
+    if owner.st_uid == me:
+        yield
+        return
+    groups, group = os.getgroups(), os.getegid()
+    os.setgroups([])
+    os.setegid(owner.st_gid)
+    os.seteuid(owner.st_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(me)
+        os.setegid(group)
+        os.setgroups(groups)
+
+
+def add(tar: tarfile.TarFile, path: Path, name: str) -> None:
+    """Add a file or a directory, without what is in it, to an archive; a link, socket or the like is left out."""
+    mode = path.lstat().st_mode
+    entry = tarfile.TarInfo(name)
+    entry.mode = stat.S_IMODE(mode)
+    if stat.S_ISDIR(mode):
+        entry.type = tarfile.DIRTYPE
+        tar.addfile(entry)
+    elif stat.S_ISREG(mode):
+        with path.open("rb") as file:
+            entry.size = os.fstat(file.fileno()).st_size  # its path may be another file's by now
+            tar.addfile(entry, file)
 
 
 def is_database(path: Path) -> bool:
@@ -173,30 +205,46 @@ def is_database(path: Path) -> bool:
         return False
 
 
+def copy_database(path: Path, copy: Path) -> None:
+    """Copy a database that may be written to meanwhile, and see that the copy is whole."""
+    try:
+        with (
+            contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=60)) as source,
+            contextlib.closing(sqlite3.connect(copy)) as target,
+        ):
+            source.backup(target)
+            (verdict,) = target.execute("PRAGMA quick_check").fetchone()
+    except sqlite3.Error as error:
+        raise BackupError(f"{path} cannot be copied: {error}") from error
+    if verdict != "ok":
+        raise BackupError(f"{path} is damaged: {verdict}")
+    copy.chmod(stat.S_IMODE(path.stat().st_mode))
+
+
+def make(directory: Path, mode: int) -> None:
+    """Make a directory, if it is not there, and give it a mode."""
+    directory.mkdir(parents=True, exist_ok=True)
+    directory.chmod(mode)
+
+
 def empty(directory: Path) -> None:
     """Delete what is in a directory; the directory may be a disk of its own, whose `lost+found` stays."""
-    for path in directory.iterdir() if directory.is_dir() else ():
+    for path in directory.iterdir():
         if path.is_dir() and not path.is_symlink():
-            if path.name != "lost+found":
+            if path.name != LOST_FOUND:
                 shutil.rmtree(path)
         else:
             path.unlink()
 
 
-def extract(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str, directory: Path) -> None:
-    """Put one member of the archive below a directory, with its mode and owner."""
-    member.name = name
-    # Debian 12's Python knows no filters, later ones ask for one.
-    how = {"filter": "tar"} if hasattr(tarfile, "tar_filter") else {}
-    tar.extract(member, directory, **how)
-
-
-def own(directory: Path, user: str) -> None:
-    """Make a directory and what is in it a user's: on another host the user has another number."""
-    if directory.is_dir():
-        who = pwd.getpwnam(user)
-        for path in (directory, *directory.rglob("*")):
-            os.chown(path, who.pw_uid, who.pw_gid, follow_symlinks=False)
+def put_back(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
+    """Put one file or directory of an archive to a path; until it has its mode, nobody else can read it."""
+    if member.isdir():
+        make(path, member.mode)
+    elif content := tar.extractfile(member):
+        with content, path.open("wb") as file:
+            shutil.copyfileobj(content, file)
+        path.chmod(member.mode)
 
 
 def main() -> None:
@@ -213,6 +261,7 @@ def main() -> None:
         },
         supports_check_mode=False,
     )
+    os.umask(0o077)
     backup = Backup(module.params)
     action = module.params["action"]
     try:
