@@ -43,7 +43,8 @@ kept: {description: The directory with the data that stay., type: list, returned
 NAME = "watchpost"
 #: What roles write at the head of each file outside their own directories, and as the full name of each user.
 WROTE, FULL_NAME = "Written by Watchpost", "Watchpost"
-UNITS = Path("/etc/systemd/system")
+ETC, RUN, TIMERS = Path("/etc"), Path("/run"), Path("/var/lib/systemd/timers")
+UNITS = ETC / "systemd/system"
 NGINX = UNITS / "nginx.service"
 
 
@@ -59,7 +60,7 @@ def files() -> list[Path]:
     """Return the files below /etc that have Watchpost's name and say that it wrote them."""
     return [
         path
-        for path in sorted(Path("/etc").rglob(f"*{NAME}*"))
+        for path in sorted(ETC.rglob(f"*{NAME}*"))
         if path.is_file() and not path.is_symlink() and WROTE in path.read_text(errors="replace")
     ]
 
@@ -74,7 +75,7 @@ def lost_units() -> list[str]:
 def runtime_directories(units: list[str]) -> list[Path]:
     """Return the directories below /run that units have, as systemd knows."""
     shown = run("systemctl", "show", "--property=RuntimeDirectory", "--value", *units) if units else ""
-    return [Path("/run", name) for name in shown.split()]
+    return [RUN / name for name in shown.split()]
 
 
 def tables() -> list[str]:
@@ -99,6 +100,9 @@ def erase(path: Path) -> None:
             erase(child)
         else:
             child.unlink()
+    if path.is_symlink():  # to a larger disk, say, where an empty directory stays
+        path.unlink()
+        return
     with contextlib.suppress(OSError) if holds_mount(path) else contextlib.nullcontext():
         path.rmdir()
 
@@ -143,7 +147,9 @@ def remove(p: dict[str, Any], *, really: bool) -> tuple[list[str], list[str]]:
     """Remove what is there, `really` or not; return what it is, and which data stay."""
     state = Path(STATE)
     units = [path.name for path in files() if path.parent == UNITS and path.suffix in (".service", ".timer", ".target")]
-    own = [*map(Path, p["directories"].values()), *runtime_directories(units), *([state] if p["data"] else [])]
+    # Credentials for a check of the role `service` that was cut off.
+    runtime = [*runtime_directories(units), *RUN.glob("watchpost-check.*")]
+    own = [*map(Path, p["directories"].values()), *runtime, *([state] if p["data"] else [])]
     gone = [path for path in own if there(path) and not any(other in path.parents for other in own)]
     written = [path for path in files() if not any(each in path.parents for each in gone)]
     lost, rules, who = lost_units(), tables(), users()
@@ -160,14 +166,14 @@ def remove(p: dict[str, Any], *, really: bool) -> tuple[list[str], list[str]]:
             run("systemctl", "stop", *lost)
         for table in tables():  # what stopping the firewall has left
             run("nft", "delete", "table", *table.split())
+        for unit in units:  # before the files by which a run that was cut off knows them
+            shutil.rmtree(UNITS / f"{unit}.d", ignore_errors=True)  # what was added to it by hand
+            (TIMERS / f"stamp-{unit}").unlink(missing_ok=True)  # when a timer was due last
         for path in written:
             path.unlink()
-        for unit in units:
-            shutil.rmtree(UNITS / f"{unit}.d", ignore_errors=True)  # what was added to it by hand
-            Path("/var/lib/systemd/timers", f"stamp-{unit}").unlink(missing_ok=True)  # when a timer was due last
         if masked:
             NGINX.unlink()
-        if units or lost or masked:
+        if removed:
             run("systemctl", "daemon-reload")
             run("systemctl", "reset-failed", f"{NAME}*")
         if masked and Path("/usr/lib/systemd/system/nginx.service").exists():
