@@ -91,9 +91,10 @@ def replace_on_disk(host, pattern):
 
 
 def left_of_watchpost(host):
-    """All on a host that has Watchpost's name, or belongs to nobody, but for its data and the journal."""
-    apart = "-not -path '/var/log/*' -not -path '/var/lib/watchpost*' -not -name watchpost-testhost"
-    named = host.check_output(f"find / -xdev -name '*watchpost*' {apart}")
+    """All on a host that has Watchpost's name, or belongs to nobody, but for its data and what systemd keeps."""
+    kept = "-not -path '/var/log/*' -not -path '/run/systemd/*'"
+    apart = f"{kept} -not -path '/var/lib/watchpost*' -not -name watchpost-testhost"
+    named = host.check_output(f"find / /run -xdev -name '*watchpost*' {apart}")
     others = "getent passwd | grep watchpost; getent group | grep watchpost; nft list tables | grep watchpost"
     units = "systemctl list-units --all --plain --no-legend 'watchpost*'"
     orphans = "find / -xdev -nouser -o -xdev -nogroup"

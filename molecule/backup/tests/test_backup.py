@@ -1,7 +1,7 @@
 """What cannot be made again is saved, and comes back: in place after damage, and on a host from which all was removed.
 
-The tests tell one story, in their order: saved, refused where it must be, put back in place, removed, put back on what
-is then a fresh host.
+The tests tell one story, in their order: saved, refused where it must be, put back in place, removed but for the data,
+put back in part, removed whole, put back on what is then a fresh host.
 """
 
 import contextlib
@@ -123,8 +123,13 @@ def people(host, deployment):
 
 @pytest.fixture(scope="module")
 def trust(host):
-    """The CA, and the certificate of the sender that is no component: both are known outside."""
-    return lambda: (host.file(f"{PKI}/ca.crt").content_string, host.file(f"{PKI}/edge/tls.crt").content_string)
+    """The CA, and the certificate of the sender that is no component: both are known outside. And who may read what."""
+    paths = " ".join(f"{PKI}/{path}" for path in ("", "private", "private/ca.key", "operator/tls.key", "edge/tls.key"))
+    return lambda: (
+        host.file(f"{PKI}/ca.crt").content_string,
+        host.file(f"{PKI}/edge/tls.crt").content_string,
+        host.check_output(f"stat --format='%%a %%U %%G %%n' {paths}"),
+    )
 
 
 def pids(host):
@@ -151,7 +156,7 @@ def parts(archive):
 
 
 def test_archive_is_the_owners_alone_and_sealed_with_the_password_of_the_secrets(saved, archives, tmp_path):
-    archive, (ca, _), _ = saved
+    archive, (ca, *_), _ = saved
     assert archive.stat().st_mode & 0o777 == 0o600
     assert archive.parent.stat().st_mode & 0o777 == 0o700 and list(archive.parent.iterdir()) == [archive]
     found = parts(archive)
@@ -245,20 +250,45 @@ def test_removed_appliance_leaves_its_data_and_nothing_else(host):
     assert not remove(remove_host=HOST.name).changed
 
 
-def test_data_are_removed_on_demand(host):
+def test_restore_that_was_cut_off_early_is_not_refused_when_it_is_run_again(
+    host, saved, archives, deployment, tmp_path
+):
+    """From a machine with other secrets, whose host it is by its mark; what is there is saved before."""
+    archive, _, secrets = saved
+    store = SecretStore(deployment)
+    store.path.unlink()
+    values, _ = store.ensure({"deployment_id": 1})
+    mark = json.dumps({"deployment": deployment, "id": values["deployment_id"]})
+    # It is cut off when this machine has the archive's secrets, and the host is not yet marked as theirs.
+    host.check_output("mkdir -p /etc/watchpost /etc/sysusers.d/watchpost.conf")
+    host.check_output("echo %s >/etc/watchpost/deployment", mark)
+    run = restore(restore_from=str(archive))
+    assert run.code != 0 and "/etc/sysusers.d/watchpost.conf: " in run.output, run.output
+    assert store.read() == secrets
+    run = run_playbook("site.yml", "--tags=none")  # which checks the host, as a restore does
+    assert run.code == 0, run.output
+    host.check_output("rmdir /etc/sysusers.d/watchpost.conf")
+    unseal(archives()[-1], deployment, tmp_path)
+    with tarfile.open(tmp_path / "state.tar.gz") as tar:
+        assert "state/taskboard/tasks.db" in tar.getnames(), "the data that the removal has left"
+
+
+def test_data_and_what_a_run_has_half_made_are_removed_on_demand(host):
     run = remove(remove_host=HOST.name, remove_data=True)
     assert run.code == 0 and run.changed, run.output
+    assert left_of_watchpost(host) == ""
     assert not host.file("/var/lib/watchpost").exists
     assert not remove(remove_host=HOST.name, remove_data=True).changed
 
 
-def test_fresh_host_goes_on_where_the_old_one_was(saved, people, trust, deployment):
+def test_fresh_host_goes_on_where_the_old_one_was(host, saved, people, trust, deployment):
     """From another machine as well, which has no secrets yet: agents and senders keep their certificates and tokens."""
     archive, before, secrets = saved
     (state_dir(deployment) / "secrets.yml").unlink()
     run = restore(restore_from=str(archive))
     assert run.code == 0, run.output
     assert SecretStore(deployment).read() == secrets
+    assert json.loads(host.file("/etc/watchpost/deployment").content)["id"] == secrets["deployment_id"]["value"]
     assert people.see() == ALL_OF_IT
     assert trust() == before
 
