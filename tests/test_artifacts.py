@@ -31,7 +31,7 @@ from watchpost.artifacts import download, release, wheelhouse
 from watchpost.artifacts.catalogue import CATALOGUE, load
 from watchpost.artifacts.ensure import Ensurer, Source
 from watchpost.artifacts.errors import ArtifactError
-from watchpost.artifacts.store import cache_dir, extract
+from watchpost.artifacts.store import Key, Record, cache_dir, extract
 from watchpost.cli import command_line
 
 PLATFORM = "linux-amd64"
@@ -746,6 +746,17 @@ def test_an_unreachable_release_falls_back_to_source_and_says_so(
     assert "`go build` failed" in str(failed.value)
     assert "undefined: undefined" in str(failed.value)
     assert str(hello.cache / "log" / "hello-build.log") in str(failed.value)
+
+
+def test_nothing_takes_the_place_of_a_release_that_this_machine_has_had(hello: Ensurer, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "bin").mkdir(parents=True)
+    before = Key("hello", "1.2.2", PLATFORM)
+    hello.store.pack(before, tree, lambda digest: Record(sha256=digest, source="release", origin="https://a/hello"))
+    with pytest.raises(ArtifactError, match=r"127\.0\.0\.1:1(?s:.*)has had releases of hello"):
+        hello.ensure(["hello"])
+    hello.source = Source.source
+    assert hello.ensure(["hello"])["hello"].record.source == "source"
 
 
 def test_release_alone_does_not_fall_back(hello: Ensurer, capsys: pytest.CaptureFixture[str]) -> None:

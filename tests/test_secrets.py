@@ -70,6 +70,12 @@ def test_raised_number_rotates_that_secret_and_no_other(home):
     assert second["grafana_admin_password"] == first["grafana_admin_password"]
 
 
+def test_secret_outlasts_the_line_that_had_it_made_anew(home):
+    second = values({**GENERATIONS, "otlp_ingest_token": 2})
+    assert values({**GENERATIONS, "grafana_admin_password": 2})["otlp_ingest_token"] == second["otlp_ingest_token"]
+    assert values({**GENERATIONS, "otlp_ingest_token": 3})["otlp_ingest_token"] != second["otlp_ingest_token"]
+
+
 def test_each_rotation_is_told_by_name_and_never_by_value(home):
     assert "Made otlp_ingest_token (generation 1)." in ensure().stderr
     done = ensure({**GENERATIONS, "otlp_ingest_token": 2})

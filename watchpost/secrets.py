@@ -68,9 +68,10 @@ class SecretStore:
     def ensure(self, generations: Mapping[str, int], inventory: str = "") -> tuple[dict[str, str], list[str]]:
         """Return the value of each named secret, and the names of those made anew just now.
 
-        A secret is made when it is missing or when its stored generation differs from the wanted one. Others in the
-        file are left alone. Only one process at a time may do this; a reader sees the old file or the new one. An
-        `inventory` whose directory gave the deployment its name is noted, for `estranged`.
+        A secret is made when it is missing or when a higher generation than the stored one is wanted; a lower one
+        (the line that asked for it is gone) changes nothing. Others in the file are left alone. Only one process at a
+        time may do this; a reader sees the old file or the new one. An `inventory` whose directory gave the deployment
+        its name is noted, for `estranged`.
         """
         for name in generations:
             if not _NAME.fullmatch(name):
@@ -78,7 +79,7 @@ class SecretStore:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _locked(self.path.with_suffix(".lock")):
             entries, password = self._open()
-            made = [n for n, wanted in generations.items() if n not in entries or entries[n]["generation"] != wanted]
+            made = [n for n, wanted in generations.items() if n not in entries or entries[n]["generation"] < wanted]
             for name in made:
                 entries[name] = {"generation": generations[name], "value": token_urlsafe(_SECRET_BYTES)}
             if made:

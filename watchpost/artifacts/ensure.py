@@ -13,7 +13,7 @@ from watchpost.artifacts.catalogue import Component
 from watchpost.artifacts.download import Downloader
 from watchpost.artifacts.errors import ArtifactError, Unreachable
 from watchpost.artifacts.mirror import Mirror
-from watchpost.artifacts.progress import say, step
+from watchpost.artifacts.progress import step, warn
 from watchpost.artifacts.store import Entry, Key, Record, Store
 from watchpost.artifacts.wheelhouse import Project
 from watchpost.project import PROJECT
@@ -107,7 +107,12 @@ class Ensurer:
             except Unreachable as error:
                 if self.source is Source.release:
                     raise
-                say(f"{name}: release not reachable ({error}); building from source")
+                if self.store.has_release_of(name):
+                    raise Unreachable(
+                        f"{error}\nThis machine has had releases of {name}, so nothing else takes their place. "
+                        "Try again later, or have it built (watchpost_artifact_source: source; here --source source)."
+                    ) from error
+                warn(f"{name}: release not reachable ({error}); building from source, which may be another version")
                 return self._build(name, key)
 
     def _release(self, name: str, key: Key) -> Entry:

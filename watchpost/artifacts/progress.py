@@ -7,12 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _BEAT = 20.0  # seconds between two signs of life
+WARNING = "Warning: "
 
 
 def say(text: str) -> None:
     """Write one line to stderr at once."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
+
+
+def warn(text: str) -> None:
+    """Say what the user should know even though all goes on; a run of Ansible shows it as a warning."""
+    say(f"{WARNING}{text}")
 
 
 def elapsed(seconds: float) -> str:

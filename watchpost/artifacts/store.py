@@ -112,6 +112,11 @@ class Store:
             )
         return Entry(key, archive, record)
 
+    def has_release_of(self, component: str) -> bool:
+        """Tell whether any version of a component came as a release."""
+        records = (self.root / component).glob("*/*/*.json")
+        return any(parse_record(file.read_text(), str(file)).source == "release" for file in records)
+
     def pack(self, key: Key, tree: Path, record: Callable[[str], Record]) -> Entry:
         """Make the archive of a directory holding bin/ and share/, and store it; `record` is given its digest."""
         with self.scratch(key.component) as work:

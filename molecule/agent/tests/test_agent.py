@@ -417,9 +417,9 @@ def test_stopped_agent_is_found_by_the_doctor_and_nothing_else(host):
     assert (found["host"], found["check"], found["subject"]) == (AGENT, "services", "agent")
 
 
-def test_certificate_close_to_its_end_is_renewed_by_a_run(host, site):
+def test_certificate_is_renewed_by_a_run_when_a_third_of_its_life_is_over(host, site):
     before = host.file(f"{PKI}/agent/tls.crt").content
-    run = site(f"--limit={AGENT}", pki_validity_days=500, pki_agent_validity_days=500, pki_renew_before_days=400)
+    run = site(f"--limit={AGENT}", pki_agent_validity_days=600)
     assert run.code == 0, run.output
     assert host.file(f"{PKI}/agent/tls.crt").content != before
 

@@ -156,7 +156,7 @@ def test_every_exemplar_leads_to_its_trace(grafana, settings, failed, histogram)
     destinations = settings["prometheus"]["exemplarTraceIdDestinations"]
     shown = wait_until(lambda: exemplars(grafana, query, failed[1]), VISIBLE)
     for exemplar in shown[-10:]:
-        assert wait_until(lambda one=exemplar: trace_of_exemplar(grafana, destinations, one), 20), exemplar
+        assert wait_until(lambda one=exemplar: trace_of_exemplar(grafana, destinations, one), VISIBLE), exemplar
     assert not trace_of_exemplar(grafana, [], shown[-1])
 
 
