@@ -238,7 +238,7 @@ class Run:
 
     @property
     def changed(self):
-        return not re.search(r"\bchanged=0\b", self.output)
+        return bool(re.search(r"\bchanged=[1-9]", self.output))  # on one host or another
 
 
 def run_playbook(playbook, *options, **variables):

@@ -39,9 +39,10 @@ def test_removed_agent_leaves_nothing_and_comes_back(host, appliance, lines, sit
     assert appliance.service(unit_name("gateway")).is_running, "the appliance itself was not named"
     assert not remove(remove_host=AGENT).changed
 
-    # As if the first run had been cut off.
-    run = site(f"--limit={AGENT}", "--tags=host,pki")
-    assert run.code == 0 and host.file("/etc/watchpost/pki/agent/tls.key").exists, run.output
+    # A run that comes no further than to the program's word on its configuration.
+    run = site(f"--limit={AGENT}", agent_extra_config={"receivers": {"nonsense": {}}})
+    assert run.code != 0 and "agent does not accept its new configuration" in run.output, run.output
+    assert host.file("/etc/watchpost/pki/agent/tls.key").exists
     run = remove(remove_host=AGENT)
     assert run.code == 0 and run.changed, run.output
     assert_nothing_is_left(host)
