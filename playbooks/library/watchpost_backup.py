@@ -149,8 +149,9 @@ class Backup:
         return sorted(saved.difference(self.p["components"]))
 
     def stop(self) -> None:
-        """Stop the services that there are; those of a fresh host are not there yet."""
-        units = [f"watchpost-{name.replace('_', '-')}.service" for name in self.p["running"]]
+        """Stop the services that there are, and whoever renews certificates; a fresh host has none of them yet."""
+        units = ["watchpost-pki.timer", "watchpost-pki.service"]  # site.yml starts the timer again
+        units += [f"watchpost-{name.replace('_', '-')}.service" for name in self.p["running"]]
         there = [unit for unit in units if Path("/etc/systemd/system", unit).exists()]
         if there:
             done = subprocess.run(["systemctl", "stop", *there], capture_output=True, text=True, check=False)
