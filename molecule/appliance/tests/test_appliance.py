@@ -118,7 +118,7 @@ def test_page_cannot_pass_itself_off_as_another_service(ask):
 
 
 def test_grafana_knows_whom_to_lock_whatever_a_caller_says(journal):
-    """Grafana locks the address that wrong passwords come from; the gateway, which has another, tells it which that is."""
+    """Grafana locks the address that wrong passwords come from; the gateway, whose own is another, tells it."""
     forged = dict.fromkeys(("X-Real-IP", "X-Forwarded-For", "Forwarded"), "203.0.113.9")
     target = verify_target.find(inventory=str(HOST.inventory))
     with socket.create_connection((urlsplit(target.url).hostname, 443)) as connection:
