@@ -56,13 +56,6 @@ def test_full_disk_that_all_share_loses_nothing(drill):
     drill.assert_ready_in_time()
 
 
-def test_queue_on_a_full_disk_refuses_and_loses_nothing_without_the_guard_too(drill):
-    with drill.appliance.stopped(GUARD):
-        fill_the_disk_under_load(drill, "otel_collector")
-    assert drill.outcome.acknowledged and not drill.outcome.lost, drill.outcome.remarks
-    drill.assert_ready_in_time()
-
-
 @pytest.mark.parametrize("engine", ENGINES)
 def test_disk_of_an_engine_filled_at_once_loses_what_came_before_the_guard_looked_at_most(drill, engine):
     running = fill_the_disk_under_load(drill, engine, rate=AT_ONCE)

@@ -148,6 +148,15 @@ def test_without_being_set_back_what_is_early_is_lost(drill):
     assert drill.outcome.lost
 
 
+def test_clock_that_is_later_than_the_stores_windows_loses(drill):
+    with drill.appliance.load() as right:
+        drill.pause(1, 2)
+        with drill.appliance.load(shift=-7 * 3600, service=right.load.telemetry.service) as wrong:
+            drill.pause(2, 3)
+    drill.settle(wrong, timeout=20)
+    assert drill.outcome.lost
+
+
 def long_span():
     """Return a request of 3.5 MiB with one span."""
     request = ExportTraceServiceRequest()

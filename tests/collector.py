@@ -148,7 +148,10 @@ def attributes(text: str) -> list[dict[str, Any]]:
 
 
 def requests(texts: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """One OTLP request a signal, with each text in every field that holds text, each in a resource of its own."""
+    """One OTLP request a signal, with each text in every field that holds text, each in a resource of its own.
+
+    Exemplars are left out: no processor reaches them, as docs/redaction.md tells.
+    """
     resources = [_resources(text) for text in texts]
     return {
         signal: {key: [one[key] for one in resources]}

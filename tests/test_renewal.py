@@ -1,10 +1,16 @@
 """What the host does with a certificate that it has renewed, when services do not behave."""
 
+import datetime
 import importlib.util
 import json
 import sys
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from watchpost.project import PROJECT
 
@@ -73,3 +79,25 @@ def test_service_that_was_never_deployed_is_left_alone(renew, services, tmp_path
     (tmp_path / "etc/a/good.json").unlink()
     assert restart_all(renew, services)
     assert services["restarted"] == ["b"]
+
+
+def test_certificate_that_ends_with_the_authority_is_not_made_anew_every_night(renew, tmp_path):
+    now, key = datetime.datetime.now(datetime.UTC), ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Watchpost")])
+
+    def certificate(days):
+        made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        made = made.not_valid_before(now).not_valid_after(now + datetime.timedelta(days=days)).sign(key, SHA256())
+        return made.public_bytes(Encoding.PEM)
+
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private/ca.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    (tmp_path / "ca.crt").write_bytes(certificate(20))
+    settings = {"pki": str(tmp_path), "identities": ["a"], "renew_before_days": 32, "validity_days": 90}
+    (tmp_path / "a").mkdir()
+    shown = tmp_path / "a/tls.crt"
+    shown.write_bytes(first := certificate(10))
+    renew.renew(settings)
+    second = shown.read_bytes()
+    renew.renew(settings)
+    assert shown.read_bytes() == second != first

@@ -183,6 +183,12 @@ def test_second_machine_is_told_what_to_copy_instead_of_making_new_secrets(home,
     assert secrets.estranged("lab", marked, str(home / "lab")) == ""
 
 
+def test_second_machine_does_not_take_an_installed_host_without_a_mark_for_a_new_one(home, marked):
+    assert secrets.estranged("lab", {}, str(home / "lab"), installed=True) == ""
+    said = secrets.estranged("cellar", {}, str(home / "cellar"), installed=True)
+    assert f"copy {home}/state/watchpost/cellar and {home}/config/watchpost/vault-password" in said
+
+
 def test_renamed_inventory_is_told_the_name_of_its_secrets(home, marked, monkeypatch):
     assert secrets.estranged("cellar", marked, str(home / "cellar")).endswith("; set watchpost_deployment: lab")
     monkeypatch.setenv("XDG_STATE_HOME", str(home / "second"))

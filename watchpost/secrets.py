@@ -153,17 +153,22 @@ def _password_files(name: str, *, make: bool = False) -> list[Path]:
     return files
 
 
-def estranged(deployment: str, mark: Mapping[str, str], inventory: str) -> str:
+def estranged(deployment: str, mark: Mapping[str, str], inventory: str, *, installed: bool = False) -> str:
     """Return why a host must not be given a deployment's secrets, and what to do; nothing when it may.
 
     Otherwise a run from a second machine, or from an inventory that was renamed, would replace every secret of the
     host, and two inventories whose directories have the same name would share theirs. `mark` is what the last run left
-    on the host, the deployment's name and its MARK; empty before the first run. `inventory` is the directory of the
-    host's inventory. Raises SecretsError.
+    on the host, the deployment's name and its MARK; empty before the first run, and where a version without marks
+    `installed` it. `inventory` is the directory of the host's inventory. Raises SecretsError.
     """
     home, store = state_dir(deployment), SecretStore(deployment)
     own = store.read().get(MARK)
     if not mark:
+        if installed and not store.path.exists():
+            return (
+                f"the host is installed already, with secrets that this machine does not know, and a run would replace "
+                f"all of them; copy {home} and {own_password_file()} from the machine that ran site.yml before"
+            )
         noted = _noted(home)
         if own is None or inventory == noted or not Path(noted or "/nowhere").is_dir():
             return ""

@@ -160,8 +160,12 @@ CONTRADICTIONS = {
             "otel_collector_sampling_services": {"checkout": 101},
             "otel_collector_sampling_wait_seconds": 61,
             "otel_collector_request_mib": 2,
+            "watchpost_redaction_extra_rules": [
+                {"name": "pin", "pattern": "=\\d+", "words": ["pin|puk", "p(?:in|uk)"], "match": ["pin=1"]}
+            ],
         },
         [
+            'the redaction rule pin has the word "pin|puk"',
             "otel_collector_sampling_services.checkout is 101",
             "otel_collector_sampling_wait_seconds is 61",
             "otel_collector_request_mib is 2",
@@ -170,6 +174,7 @@ CONTRADICTIONS = {
     "pki": (
         {
             "pki_validity_days": 20,
+            "pki_agent_validity_days": 30,
             "pki_ca_validity_days": 40,
             "pki_ca_renew_before_days": 40,
             "pki_extra_identities": ["edge_sender", *TAKEN_NAMES, *WRONG_NAMES],
@@ -178,6 +183,7 @@ CONTRADICTIONS = {
         [
             "Give both pki_gateway_certificate and pki_gateway_key",
             "pki_renew_before_days (30) must be smaller than pki_validity_days (20)",
+            "pki_renew_before_days (30) must be smaller than pki_agent_validity_days (30)",
             "pki_ca_renew_before_days (40) must be smaller than pki_ca_validity_days (40)",
             *(f"pki_extra_identities holds {json.dumps(name)}, a name that" for name in TAKEN_NAMES),
             *(f"pki_extra_identities holds {json.dumps(name)}; a name is" for name in WRONG_NAMES),

@@ -54,7 +54,8 @@ def renew(settings: dict[str, Any]) -> None:
     for name in settings["identities"]:
         path = pki / name / "tls.crt"
         old = read_certificate(path)
-        if old and signed_by(old, ca) and expires_within(old, settings["renew_before_days"]):
+        longer = old and not_after(old) < not_after(ca)  # else every night would make another that lasts no longer
+        if old and longer and signed_by(old, ca) and expires_within(old, settings["renew_before_days"]):
             write(path, renewed(old, ca, ca_key, settings["validity_days"]).decode(), 0o644)
             print(f"{name}: its certificate ended on {not_after(old):%Y-%m-%d} and was renewed")
 

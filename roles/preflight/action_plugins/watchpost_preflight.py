@@ -178,7 +178,7 @@ class ActionModule(ActionBase):
                 "directories": list(args["min_disk_mb"]),
                 "ports": list(endpoints),
                 "data": DATA,
-                "mark": f"{self._value('watchpost_config_dir')}/deployment",
+                "config": str(self._value("watchpost_config_dir")),
             },
             task_vars=variables,
         )
@@ -236,7 +236,7 @@ class ActionModule(ActionBase):
             )
         if self._value("watchpost_owns_host") and not args["allow_other_secrets"]:
             deployment, inventory = str(self._value("watchpost_deployment")), str(variables.get("inventory_dir", ""))
-            for problem in secrets_problems(deployment, found["mark"], inventory):
+            for problem in secrets_problems(deployment, found, inventory):
                 yield Problem("host", problem)
         for listener in found["listeners"]:
             key, bind = endpoints[listener["port"]]
@@ -274,12 +274,12 @@ def budget_problems(values: Mapping[str, Any], components: list[str], room_mb: i
         )
 
 
-def secrets_problems(deployment: str, mark: str, inventory: str) -> Iterator[str]:
+def secrets_problems(deployment: str, found: Mapping[str, Any], inventory: str) -> Iterator[str]:
     """Check that a run would neither replace the host's secrets nor give it those of another's."""
     from watchpost.secrets import SecretsError, estranged
 
     try:
-        problem = estranged(deployment, json.loads(mark or "{}"), inventory)
+        problem = estranged(deployment, json.loads(found["mark"] or "{}"), inventory, installed=found["installed"])
     except (SecretsError, OSError, ValueError) as error:
         problem = f"whether the host's secrets are those of deployment {deployment} cannot be told: {error}"
     if problem:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import platform
@@ -21,7 +22,7 @@ options:
   directories: {description: Where to measure free disk space., type: list, elements: path, required: true}
   ports: {description: Whose listeners to look for., type: list, elements: int, required: true}
   data: {description: The directory whose room for data to measure., type: path, required: true}
-  mark: {description: The file in which the role C(host) says whose secrets are here., type: path, required: true}
+  config: {description: Where services are configured, and stands whose secrets are here., type: path, required: true}
 """
 
 
@@ -32,7 +33,7 @@ def main():  # noqa: ANN201
             "directories": {"type": "list", "elements": "path", "required": True},
             "ports": {"type": "list", "elements": "int", "required": True},
             "data": {"type": "path", "required": True},
-            "mark": {"type": "path", "required": True},
+            "config": {"type": "path", "required": True},
         },
         supports_check_mode=True,
     )
@@ -47,7 +48,8 @@ def main():  # noqa: ANN201
         memory_mb=int(re.search(r"MemTotal:\s+(\d+)", read("/proc/meminfo")).group(1)) // 1024,
         free_mb={directory: free_mb(directory) for directory in module.params["directories"]},
         data_mb=free_mb(module.params["data"]) + used_mb(module.params["data"]),
-        mark=read(module.params["mark"]),
+        mark=read(f"{module.params['config']}/deployment"),
+        installed=bool(glob.glob(f"{module.params['config']}/*/good.json")),  # noqa: PTH207
         listeners=[each for each in found if each["port"] in module.params["ports"]],
         ssh_ports=ssh_ports(found),
         firewalls=firewalls(),

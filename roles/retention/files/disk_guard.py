@@ -3,7 +3,8 @@
 
 On a full disk the stores go on answering, and lose: Tempo what it takes, Loki what it has in memory when it is killed,
 and Prometheus refuses with a status that senders take for final. Stopped, they refuse the connection; then the
-Collector keeps what comes in and tries again. It is a store too: what it samples it has acknowledged, and must queue.
+Collector keeps what comes in and tries again. It is a store too: it throws away what it cannot write down as taken out
+of its queue, and what it samples it has acknowledged. So is an agent.
 
 The settings are JSON: `metrics`, the file for node_exporter's textfile collector or nothing; and `stores`, by name:
 `state` (directory), `unit`, and `least` (bytes that must be free on that directory's disk). A store is started again
