@@ -37,12 +37,16 @@ class Host:
             "etc/watchpost/pki/private/ca.key",
             "opt/watchpost/.backup.tar.gz",
             "run/watchpost-check.a1/password",
+            "run/watchpost-disk-guard/stopped.json",
             "timers/stamp-watchpost-pki.timer",
             "state/grafana/grafana.db",
         ):
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             (root / path).write_text("# Written by Watchpost")
         (root / "etc/watchpost-of-mine.conf").write_text("mine")
+        (root / "etc/systemd/system/nginx.service").symlink_to("/dev/null")
+        (root / "etc/systemd/system/multi-user.target.wants").mkdir()
+        (root / "etc/systemd/system/multi-user.target.wants/nginx.service").symlink_to("/usr/lib/nginx.service")
         self.users.append(SimpleNamespace(pw_name="watchpost-grafana", pw_gecos="Watchpost"))
         for name, value in {
             "STATE": str(root / "state"),
@@ -85,7 +89,9 @@ class Host:
                 self.tables.remove(table)
             case ["userdel", name]:
                 self.users = [user for user in self.users if user.pw_name != name]
-            case ["systemctl", "disable" | "show" | "list-units" | "daemon-reload" | "reset-failed" | "restart", *_]:
+            case ["systemctl", "show", *_]:
+                return "watchpost-disk-guard\n"
+            case ["systemctl", "disable" | "list-units" | "daemon-reload" | "reset-failed" | "restart", *_]:
                 pass
             case _:
                 raise AssertionError(command)

@@ -166,22 +166,23 @@ def remove(p: dict[str, Any], *, really: bool) -> tuple[list[str], list[str]]:
             run("systemctl", "stop", *lost)
         for table in tables():  # what stopping the firewall has left
             run("nft", "delete", "table", *table.split())
-        for unit in units:  # before the files by which a run that was cut off knows them
+        # Before the units' files, by which the next run knows of them if this one is cut off.
+        for path in gone:
+            erase(path)
+        for unit in units:
             shutil.rmtree(UNITS / f"{unit}.d", ignore_errors=True)  # what was added to it by hand
             (TIMERS / f"stamp-{unit}").unlink(missing_ok=True)  # when a timer was due last
         for path in written:
             path.unlink()
         if masked:
+            # Disabled first, or the next boot might start it.
+            (UNITS / "multi-user.target.wants/nginx.service").unlink(missing_ok=True)
             NGINX.unlink()
         if removed:
             run("systemctl", "daemon-reload")
             run("systemctl", "reset-failed", f"{NAME}*")
-        if masked and Path("/usr/lib/systemd/system/nginx.service").exists():
-            run("systemctl", "disable", "nginx.service")  # or the next boot would start it
         if any(path.parent.name == "journald.conf.d" for path in written):
             run("systemctl", "restart", "systemd-journald")
-        for path in gone:
-            erase(path)
         if orphans:
             # Whoever gets these users' numbers next must not read them. systemd gives them back to a service's user.
             for path in (state, *state.rglob("*")):
