@@ -92,8 +92,8 @@ def replace_on_disk(host, pattern):
 
 def left_of_watchpost(host):
     """All on a host that has Watchpost's name, or belongs to nobody, but for its data and what systemd keeps."""
-    kept = "-not -path '/var/log/*' -not -path '/run/systemd/*'"
-    apart = f"{kept} -not -path '/var/lib/watchpost*' -not -name watchpost-testhost"
+    kept = " ".join(f"-not -path '{path}'" for path in ("/var/lib/watchpost", "/var/lib/watchpost/*", "/var/log/*"))
+    apart = f"{kept} -not -path '/run/systemd/*' -not -name watchpost-testhost"
     named = host.check_output(f"find / /run -xdev -name '*watchpost*' {apart}")
     others = "getent passwd | grep watchpost; getent group | grep watchpost; nft list tables | grep watchpost"
     units = "systemctl list-units --all --plain --no-legend 'watchpost*'"
