@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import os
 import pwd
+import shutil
 import sqlite3
 import sys
 import tarfile
@@ -38,14 +39,13 @@ def module(monkeypatch, home):
     module = load("playbooks/library/watchpost_backup.py", "watchpost_backup")
     monkeypatch.setattr(module, "STATE", str(home / "state"))
     monkeypatch.setattr(module.pwd, "getpwnam", lambda _: pwd.getpwuid(os.getuid()))
-    umask = os.umask(0o077)
-    yield module
-    os.umask(umask)
+    return module
 
 
 @pytest.fixture
 def backup(module, home):
     """A host with two components, one with a database in use, and a CA."""
+    (home / "pki/private").mkdir(mode=0o700, parents=True)
     for path, content, mode in (
         ("state/grafana/plugins/a.json", "{}", 0o640),
         ("state/silences/silences", "disk", 0o644),
@@ -111,6 +111,20 @@ def test_what_was_saved_takes_the_place_of_what_is_there(backup, database, home)
     assert state.stat().st_mode & 0o777 == 0o755 and (state / "grafana").stat().st_mode & 0o777 == 0o750
 
 
+def test_key_is_nobody_elses_to_read_while_it_is_put_back(backup, module, home, monkeypatch):
+    seen, copy = [], module.shutil.copyfileobj
+
+    def look(source, target):
+        seen.append(os.fstat(target.fileno()).st_mode & 0o777)
+        copy(source, target)
+
+    backup.save(live=False)
+    shutil.rmtree(home / "pki")
+    monkeypatch.setattr(module.shutil, "copyfileobj", look)
+    backup.restore()
+    assert set(seen) == {0o600}
+
+
 def test_archive_is_roots_alone_and_nothing_else_is_left(backup, database, home):
     left = home / "opt/.backup.tar.gz.copies/grafana"  # by a run that was cut off
     left.mkdir(parents=True)
@@ -157,6 +171,7 @@ def test_services_directory_is_read_with_its_own_rights(backup, module, home):
     backup.save(live=True)
     assert "state/grafana/plugins/a.json" in names(backup)
     (state / "of_root").write_text("")
+    (state / "of_root").chmod(0o600)
     with pytest.raises(PermissionError):
         backup.save(live=True)
     assert os.geteuid() == 0, "root again"

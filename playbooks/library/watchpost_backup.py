@@ -13,7 +13,7 @@ import subprocess
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.watchpost_generation import STATE
@@ -76,7 +76,7 @@ class Backup:
         shutil.rmtree(copies, ignore_errors=True)  # a run that was cut off has left them
         make(copies, 0o711)  # a fresh host has nothing yet, not even what that is in
         try:
-            with tarfile.open(self.archive, "w:gz") as tar:
+            with create(self.archive) as file, tarfile.open(fileobj=file, mode="w:gz") as tar:
                 for path in self.authority():
                     add(tar, path, f"pki/{path.relative_to(self.pki)}")
                 for component in self.p["components"]:
@@ -103,7 +103,7 @@ class Backup:
 
     def add_state(self, tar: tarfile.TarFile, state: Path, copies: Path, *, live: bool) -> None:
         """Add what is in a component's state directory; `copies` is a place for copies of its databases."""
-        copies.mkdir()
+        copies.mkdir(mode=0o700)
         owner = state.stat()
         os.chown(copies, owner.st_uid, owner.st_gid)
         with as_owner(state) if live else contextlib.nullcontext():
@@ -222,6 +222,11 @@ def copy_database(path: Path, copy: Path) -> None:
     copy.chmod(stat.S_IMODE(path.stat().st_mode))
 
 
+def create(path: Path) -> BinaryIO:
+    """Open a file to be written; nobody else can read it before it has its mode."""
+    return os.fdopen(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb")
+
+
 def make(directory: Path, mode: int) -> None:
     """Make a directory, if it is not there, and give it a mode."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -239,11 +244,11 @@ def empty(directory: Path) -> None:
 
 
 def put_back(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
-    """Put one file or directory of an archive to a path; until it has its mode, nobody else can read it."""
+    """Put one file or directory of an archive to a path, with its mode."""
     if member.isdir():
         make(path, member.mode)
     elif content := tar.extractfile(member):
-        with content, path.open("wb") as file:
+        with content, create(path) as file:
             shutil.copyfileobj(content, file)
         path.chmod(member.mode)
 
@@ -262,7 +267,6 @@ def main() -> None:
         },
         supports_check_mode=False,
     )
-    os.umask(0o077)
     backup = Backup(module.params)
     action = module.params["action"]
     try:
