@@ -454,7 +454,8 @@ def test_certificate_is_renewed_by_a_run_when_a_third_of_its_life_is_over(host, 
 def test_queues_that_its_disk_has_no_room_for_are_refused(site):
     run = site(f"--limit={AGENT}", agent_queue_mib=10_000_000)
     assert run.code != 0 and "preflight found 1 problem" in run.output, run.output
-    assert "30000000 MiB may be kept there (agent_queue_mib 30000000 MiB)" in run.output, run.output
+    sums = "agent_queue_mib 30000000 MiB, retention_agent_least_free_mib 256 MiB"
+    assert f"30000256 MiB may be kept there ({sums})" in run.output, run.output
 
 
 def request_for(name):
