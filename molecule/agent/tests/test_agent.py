@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from otlp import JSON, Probe
 
-from drills.harness import READY_SECONDS, Appliance, Drill, Outcome, forwarded, through
+from drills.harness import IN_MEMORY, READY_SECONDS, Appliance, Drill, Outcome, forwarded, through
 from watchpost.testhost import Host
 
 AGENT, APPLIANCE = "molecule-agent-other", "molecule-agent-appliance"
@@ -304,6 +304,25 @@ def test_nothing_acknowledged_is_lost_when_the_agent_is_killed_under_load(host, 
     drill.assert_nothing_lost(running)
 
 
+@pytest.mark.long
+def test_without_a_queue_on_disk_a_killed_agent_loses(host, drill, program, site, appliance):
+    """That the drill above can fail."""
+    in_memory = {"exporters": {"otlp_grpc/appliance": IN_MEMORY}}
+    try:
+        assert site(f"--limit={AGENT}", agent_extra_config=in_memory).code == 0
+        with drill.appliance.load(client=program) as running:
+            drill.pause(1, 2)
+            appliance.check_output("systemctl stop %s", unit_name("otel_collector"))  # so that something waits
+            drill.pause(1, 2)
+            kill(host)
+            appliance.check_output("systemctl start %s", unit_name("otel_collector"))
+        drill.settle(running, 30)
+        assert drill.outcome.lost
+    finally:
+        appliance.check_output("systemctl start %s", unit_name("otel_collector"))
+        assert site(f"--limit={AGENT}").code == 0
+
+
 @pytest.fixture
 def full_disk(host):
     """A function that fills the disk of the agent's queue; and one that makes room again."""
@@ -435,7 +454,8 @@ def test_certificate_is_renewed_by_a_run_when_a_third_of_its_life_is_over(host, 
 def test_queues_that_its_disk_has_no_room_for_are_refused(site):
     run = site(f"--limit={AGENT}", agent_queue_mib=10_000_000)
     assert run.code != 0 and "preflight found 1 problem" in run.output, run.output
-    assert "30000000 MiB may be kept there (agent_queue_mib 30000000 MiB)" in run.output, run.output
+    sums = "agent_queue_mib 30000000 MiB, retention_agent_least_free_mib 256 MiB"
+    assert f"30000256 MiB may be kept there ({sums})" in run.output, run.output
 
 
 def request_for(name):

@@ -37,9 +37,12 @@ _PLACEHOLDER = r"= ?\$?\?"
 _DIGITS = rf"(?:[0-9]+{_COLON})?"
 _NO_SIGN = rf"{_DIGITS}(?:[^0-9@=:%](?:://)?{_DIGITS})*"
 _WORDS = "[^0-9@=:%+]*"
+#: The characters from ":" to "@" are neighbours, so a look at few ranges decides.
+_NEITHER = "[^%:-@]*"
 HARMLESS = {
-    # Neither digits nor signs: part of what the others let pass, and found out in half the time.
+    # Part of what "numbers" and "signs" let pass, and found out in half the time.
     "words": rf"^{_WORDS}(?:{_PLACEHOLDER}(?:[ ),;]{_WORDS})?)*$",
+    "no sign": rf"^{_NEITHER}(?:{_PLACEHOLDER}(?:[ ),]{_NEITHER})?)*$",
     "numbers": rf"^{_BETWEEN}{_NUMBERS}(?:[^0-9+ \-.(/)]{_BETWEEN}{_NUMBERS})*$",
     "signs": rf"^{_NO_SIGN}(?:{_PLACEHOLDER}(?:[ ),;]{_NO_SIGN})?)*$",
     # Names and messages that pass this are not looked at any further, not even for what is looked for in all values.
@@ -99,7 +102,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         # Each by itself: most texts with signs have harmless numbers, and the search for all numbers takes longest.
         "redaction/signs": _redactor(
             settings,
-            allowed_values=[HARMLESS["words"], HARMLESS["signs"], *settings["ids"]],
+            allowed_values=[HARMLESS["no sign"], HARMLESS["signs"], *settings["ids"]],
             blocked_values=_joined(_patterns(settings, "signs")),
         ),
         "redaction/numbers": _redactor(
@@ -253,7 +256,10 @@ def _patterns(settings: Settings, search: str) -> list[str]:
 
 
 def _spelled(rules: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return the patterns of rules; of those with words one for each letter that these begin with, small and large."""
+    """Return the patterns of rules: of those with words one for each letter that these begin with, small and large.
+
+    Of a pattern that begins with one of two characters, as in [?&], one for each: Go looks for a single one first.
+    """
     patterns = []
     for rule in rules:
         rests: dict[str, list[str]] = {}
@@ -262,7 +268,8 @@ def _spelled(rules: Iterable[Mapping[str, Any]]) -> list[str]:
                 rests.setdefault(letter, []).append(word[1:])
         patterns += [f"{letter}(?i:{'|'.join(rest)}){rule['pattern']}" for letter, rest in rests.items()]
         if not rests:
-            patterns.append(rule["pattern"])
+            two = re.match(r"\[([?&=@/]{2})\](.*)", rule["pattern"])
+            patterns += [f"[{sign}]{two[2]}" for sign in two[1]] if two else [rule["pattern"]]
     return patterns
 
 
@@ -282,7 +289,7 @@ def _joined(patterns: Iterable[str]) -> list[str]:
         start = r"\b" if pattern.startswith(r"\b") else ""
         group = groups[start]
         alternative = f"(?:{pattern.removeprefix(start)})"
-        if re.match(r"\\[+(]|://|[A-Za-z]", pattern):
+        if re.match(r"\\[+(]|://|[A-Za-z]|\[.\]", pattern):
             alone.append(pattern)
         elif group and len(group[-1]) + len(alternative) < JOINED:
             group[-1] += f"|{alternative}"

@@ -52,6 +52,7 @@ BUDGETS = {
     "agent_queue_mib": (3, ["agent"]),  # likewise
     # Must stay free beside that: a store is stopped below this, and started again at twice as much.
     "retention_least_free_mib": (2, ["tempo", "loki", "prometheus"]),
+    "retention_agent_least_free_mib": (2, ["agent"]),
 }
 # What had another name in an earlier version.
 RENAMED = {"gateway_allowed_origins": "gateway_pages"}
