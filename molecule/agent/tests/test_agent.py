@@ -326,20 +326,20 @@ def test_without_a_queue_on_disk_a_killed_agent_loses(host, drill, program, site
 @pytest.fixture
 def full_disk(host):
     """A function that fills the disk of the agent's queue; and one that makes room again."""
-    unit, queue = unit_name("agent"), "/var/lib/watchpost/agent/queue"
-    options = "size=300m,mode=0700,uid=$(id -u watchpost-agent),gid=$(id -g watchpost-agent)"
-    host.check_output(f"systemctl stop {unit} && mount -t tmpfs -o {options} tmpfs {queue} && systemctl start {unit}")
+    unit, state = unit_name("agent"), "/var/lib/watchpost/agent"
+    options = "size=300m,mode=0750,uid=$(id -u watchpost-agent),gid=$(id -g watchpost-agent)"
+    host.check_output(f"systemctl stop {unit} && mount -t tmpfs -o {options} tmpfs {state} && systemctl start {unit}")
     try:
         ready(host)
         yield (
             lambda: host.run(  # as fast as a good disk is filled: the guard looks ten times a second
-                f"for n in $(seq 7); do fallocate -l 40M {queue}/filler-$n; sleep 0.1; done; "
-                f"for size in 64k 512; do dd if=/dev/zero of={queue}/filler-$size bs=$size; done"
+                f"for n in $(seq 7); do fallocate -l 40M {state}/filler-$n; sleep 0.1; done; "
+                f"for size in 64k 512; do dd if=/dev/zero of={state}/filler-$size bs=$size; done"
             ),
-            lambda: host.check_output(f"rm {queue}/filler-*"),
+            lambda: host.check_output(f"rm {state}/filler-*"),
         )
     finally:
-        host.check_output(f"systemctl stop {unit} && umount {queue} && systemctl start {unit}")
+        host.check_output(f"systemctl stop {unit} && umount {state} && systemctl start {unit}")
         ready(host)
 
 
