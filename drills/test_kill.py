@@ -61,7 +61,7 @@ def test_busy_stream_outlasts_kills_of_loki(drill):
 
 
 def test_with_requests_to_loki_at_once_a_busy_stream_loses_lines(drill):
-    """By chance: shortly before it is killed Loki must log lines of two requests in another order than it numbers them."""
+    """By chance: Loki must log the lines of two requests in another order than it numbers them, and then be killed."""
     with drill.appliance.collector_with(exporters={"otlp_http/loki": {"sending_queue": {"num_consumers": 10}}}):
         for _ in range(5):
             if not drill.outcome.lost:
