@@ -70,8 +70,12 @@ def test_with_requests_to_loki_at_once_a_busy_stream_loses_lines(drill):
 
 
 def test_without_a_queue_on_disk_a_killed_collector_loses(drill):
-    with drill.appliance.collector_with(**exporters(drill.appliance, IN_MEMORY)):
-        drill.settle(kill_under_load(drill, "otel_collector"), timeout=20)
+    with drill.appliance.collector_with(**exporters(drill.appliance, IN_MEMORY)), drill.appliance.load() as running:
+        drill.pause(3, 6)
+        with drill.appliance.stopped("loki"):  # so that something waits at that moment
+            drill.pause(1, 2)
+            drill.kill(running, "otel_collector")
+    drill.settle(running, timeout=20)
     assert drill.outcome.lost
 
 
