@@ -43,12 +43,39 @@ def test_everything_killed_at_once_loses_the_window_of_tempo_at_most(drill):
     drill.assert_ready_in_time()
 
 
+def kill_loki_with_a_busy_stream(drill):
+    with drill.appliance.load(rate=2000, signals=(Signal.LOGS,)) as running:
+        for _ in range(4):
+            drill.pause(1, 3)
+            drill.kill(running, "loki")
+    drill.settle(running, timeout=30)
+
+
+def test_busy_stream_outlasts_kills_of_loki(drill):
+    kill_loki_with_a_busy_stream(drill)
+    assert not drill.outcome.lost, drill.outcome.remarks
+    drill.assert_ready_in_time()
+
+
 # --- that these can fail ---
 
 
+def test_with_requests_to_loki_at_once_a_busy_stream_loses_lines(drill):
+    """By chance: Loki must log the lines of two requests in another order than it numbers them, and then be killed."""
+    with drill.appliance.collector_with(exporters={"otlp_http/loki": {"sending_queue": {"num_consumers": 10}}}):
+        for _ in range(5):
+            if not drill.outcome.lost:
+                kill_loki_with_a_busy_stream(drill)
+    assert drill.outcome.lost
+
+
 def test_without_a_queue_on_disk_a_killed_collector_loses(drill):
-    with drill.appliance.collector_with(**exporters(drill.appliance, IN_MEMORY)):
-        drill.settle(kill_under_load(drill, "otel_collector"), timeout=20)
+    with drill.appliance.collector_with(**exporters(drill.appliance, IN_MEMORY)), drill.appliance.load() as running:
+        drill.pause(3, 6)
+        with drill.appliance.stopped("loki"):  # so that something waits at that moment
+            drill.pause(1, 2)
+            drill.kill(running, "otel_collector")
+    drill.settle(running, timeout=20)
     assert drill.outcome.lost
 
 
