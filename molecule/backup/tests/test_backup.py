@@ -128,7 +128,7 @@ def trust(host):
     return lambda: (
         host.file(f"{PKI}/ca.crt").content_string,
         host.file(f"{PKI}/edge/tls.crt").content_string,
-        host.check_output(f"stat --format='%%a %%U %%G %%n' {paths}"),
+        host.check_output(f"stat --format='%a %U %G %n' {paths}"),
     )
 
 
@@ -177,7 +177,7 @@ def test_archive_is_the_owners_alone_and_sealed_with_the_password_of_the_secrets
 
 def test_nothing_is_left_on_the_way(host, saved):
     assert host.check_output("find /opt/watchpost /var/lib/watchpost -name '.*backup*' -o -name '.*restore*'") == ""
-    owners = host.check_output("stat --format=%%U /var/lib/watchpost/taskboard/* /var/lib/watchpost/grafana/*").split()
+    owners = host.check_output("stat --format=%U /var/lib/watchpost/taskboard/* /var/lib/watchpost/grafana/*").split()
     assert set(owners) == {"watchpost-taskboard", "watchpost-grafana"}, "nor beside a database"
 
 
