@@ -56,8 +56,8 @@ BUDGETS = {
 }
 # What had another name in an earlier version.
 RENAMED = {"gateway_allowed_origins": "gateway_pages"}
-# Made by the role `inputs` in the course of a run; nobody sets them.
-MADE_LATER = ("watchpost_artifacts", "watchpost_secrets")
+# Made by `inputs` and by this in the course of a run; nobody sets them.
+MADE_LATER = ("watchpost_artifacts", "watchpost_secrets", "watchpost_ssh_ports")
 
 
 class Problem(NamedTuple):
