@@ -31,7 +31,7 @@ GRPC_BOMBS = 32  # at once: as many as 8 connections allow
 RESOURCE_EXHAUSTED, UNIMPLEMENTED = "8", "12"  # gRPC's status codes
 
 #: Connections that one client may have open (`host_client_connections`), and seconds that others may wait meanwhile.
-CLIENT_CONNECTIONS, WAIT_SECONDS = 64, 30
+CLIENT_CONNECTIONS, WAIT_SECONDS = 64, 10
 
 
 def gzip_bomb():
