@@ -1,7 +1,6 @@
 """What the host puts together and takes apart again. molecule/backup tries it with real services."""
 
 import contextlib
-import importlib.util
 import os
 import pwd
 import shutil
@@ -12,17 +11,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
-
-from watchpost.project import PROJECT
+from role_files import load
 
 NOBODY = 65534
-
-
-def load(path, name):
-    spec = importlib.util.spec_from_file_location(name, PROJECT / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

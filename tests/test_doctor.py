@@ -4,7 +4,6 @@ That the looking itself is right is tested on a real host that is broken in each
 """
 
 import datetime
-import importlib.util
 import json
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from role_files import load
 from typer.testing import CliRunner
 
 from watchpost import doctor
@@ -253,14 +253,6 @@ def test_each_check_is_explained_in_the_document():
 
 
 # --- what is looked at on the host ---
-
-
-def load(file, name):
-    """Load a role's Python file as a module of this name."""
-    spec = importlib.util.spec_from_file_location(name, PROJECT / file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

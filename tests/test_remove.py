@@ -1,23 +1,14 @@
 """Watchpost is taken away from a host, however often that is cut off; the scenarios backup and agent do it for real."""
 
-import importlib.util
 import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-
-from watchpost.project import PROJECT
+from role_files import load
 
 UNITS = ("watchpost-grafana.service", "watchpost-pki.service", "watchpost-pki.timer", "watchpost.target")
-
-
-def load(path, name):
-    spec = importlib.util.spec_from_file_location(name, PROJECT / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class CutOffError(Exception):
