@@ -751,6 +751,12 @@ def test_an_unreachable_release_falls_back_to_source_and_says_so(
 def test_nothing_takes_the_place_of_a_release_that_this_machine_has_had(hello: Ensurer, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     (tree / "bin").mkdir(parents=True)
+    hello.source, entry = Source.source, hello.catalogue["hello"]
+    spec = entry.source.model_copy(update={"version": "1.0.0"})
+    hello.catalogue = {"hello": entry.model_copy(update={"source": spec})}
+    hello.ensure(["hello"])  # a build of another version is in the store too
+    hello.source = Source.auto
+    assert hello.find("hello")
     before = Key("hello", "1.2.2", PLATFORM)
     hello.store.pack(before, tree, lambda digest: Record(sha256=digest, source="release", origin="https://a/hello"))
     with pytest.raises(ArtifactError, match=r"127\.0\.0\.1:1(?s:.*)has had releases of hello"):

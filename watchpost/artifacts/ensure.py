@@ -73,10 +73,11 @@ class Ensurer:
             return [Key(name, version, f"{self.os_arch}-cp{self.python.replace('.', '')}")]
         released = Key(name, component.version or "", self.os_arch)
         built = Key(name, (component.source and component.source.version) or released.version, self.os_arch)
+        had = self.source is Source.auto and self.store.has_release_of(name)  # then a build is no way out, see _get
         return {
             Source.release: [released],
             Source.source: [built],
-        }.get(self.source, [released] if built == released else [released, built])
+        }.get(self.source, [released] if had or built == released else [released, built])
 
     def _serves(self, name: str, entry: Entry) -> bool:
         component = self.catalogue[name]
